@@ -1,0 +1,120 @@
+"""The small network between squeeze and gate, and its gradients.
+
+Small weights: `excite_image`, run inside the squeeze's launch by the last program of an image to arrive. Large weights, and every gradient:
+`linear_kernel`, batched over images, so that weights are read once per block of images.
+"""
+
+import triton
+import triton.language as tl
+
+from .pointwise import activation, activation_grad
+
+
+@triton.jit
+def arrive(counter_ptr, total):
+    """True in the program that is the last of `total` to arrive. What the others stored before is then visible; the counter is zero again."""
+    tl.debug_barrier()  # every thread's stores come before the one thread's atomic
+    ticket = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    last = ticket == total - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    return last
+
+
+@triton.jit
+def excite_image(
+    z_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, C, R,
+    K: tl.constexpr, TAPS: tl.constexpr, KIND: tl.constexpr, HIDDEN: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """logits_c = sum_k (w2 a(w1 z_k + b1) + b2)_c for one image; fc: sum_k (w2 z_k + b2)_c; conv: sum_j w2_j z_(c + j - TAPS // 2) + b2.
+
+    z [K, C], hidden [K, R] (before the activation), logits [C], w1 [R, C], w2 [C, R], [C, C] or [TAPS]. One program does all of it.
+    """
+    if KIND == "mlp":
+        for r0 in range(0, R, BLOCK_R):
+            r = r0 + tl.arange(0, BLOCK_R)
+            for k in tl.static_range(K):
+                h = tl.zeros([BLOCK_R], ACC)
+                for c0 in range(0, C, BLOCK_C):
+                    c = c0 + tl.arange(0, BLOCK_C)
+                    z = tl.load(z_ptr + k * C + c, mask=c < C, other=0.0, cache_modifier=".cg")
+                    both = (r[:, None] < R) & (c[None, :] < C)
+                    w = tl.load(w1_ptr + r[:, None] * C + c[None, :], mask=both, other=0.0).to(ACC)
+                    h += tl.sum(w * z[None, :], 1)
+                if HAS_B1:
+                    h += tl.load(b1_ptr + r, mask=r < R, other=0.0).to(ACC)
+                tl.store(hidden_ptr + k * R + r, h, mask=r < R)
+        tl.debug_barrier()  # threads read what other threads of this program stored
+    for c0 in range(0, C, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        t = tl.zeros([BLOCK_C], ACC)
+        if KIND == "mlp":
+            for r0 in range(0, R, BLOCK_R):
+                r = r0 + tl.arange(0, BLOCK_R)
+                h = tl.zeros([BLOCK_R], ACC)
+                for k in tl.static_range(K):
+                    h += activation(tl.load(hidden_ptr + k * R + r, mask=r < R, other=0.0, cache_modifier=".cg"), HIDDEN)
+                both = (c[:, None] < C) & (r[None, :] < R)
+                w = tl.load(w2_ptr + c[:, None] * R + r[None, :], mask=both, other=0.0).to(ACC)
+                t += tl.sum(w * h[None, :], 1)
+        elif KIND == "fc":
+            for i0 in range(0, C, BLOCK_C):
+                i = i0 + tl.arange(0, BLOCK_C)
+                z = tl.zeros([BLOCK_C], ACC)
+                for k in tl.static_range(K):
+                    z += tl.load(z_ptr + k * C + i, mask=i < C, other=0.0, cache_modifier=".cg")
+                both = (c[:, None] < C) & (i[None, :] < C)
+                w = tl.load(w2_ptr + c[:, None] * C + i[None, :], mask=both, other=0.0).to(ACC)
+                t += tl.sum(w * z[None, :], 1)
+        else:
+            for j in range(TAPS):
+                i = c + j - TAPS // 2
+                if KIND == "circular":
+                    i = (i + TAPS * C) % C
+                w = tl.load(w2_ptr + j).to(ACC)
+                t += w * tl.load(z_ptr + i, mask=(i >= 0) & (i < C), other=0.0, cache_modifier=".cg")
+        if HAS_B2:
+            t += K * tl.load(b2_ptr + c * (KIND == "mlp" or KIND == "fc"), mask=c < C, other=0.0).to(ACC)
+        tl.store(logits_ptr + c, t, mask=c < C)
+
+
+@triton.jit
+def linear_kernel(
+    a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
+    Q: tl.constexpr, A_DIV: tl.constexpr, A_ACTIVATION: tl.constexpr, OUT_GRAD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SUM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out[m, j] = a'(h[m, j]) * (sum_k (sum_q act(a[m // A_DIV, k, q])) b[j, k] + bias_scale bias[j]); sum[j] = bias_scale sum_k b[j, k].
+
+    Both layers of the excite and all their gradients are this product with other strides. One program owns out[BLOCK_M, BLOCK_J] and adds over k
+    in order, so the result has the same bits in every run.
+    """
+    blocks_j = tl.cdiv(J, BLOCK_J)
+    m = tl.program_id(0) // blocks_j * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tl.program_id(0) % blocks_j * BLOCK_J + tl.arange(0, BLOCK_J)
+    acc = tl.zeros([BLOCK_M, BLOCK_J], ACC)
+    total = tl.zeros([BLOCK_J], ACC)
+    for k0 in range(0, K, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        inside_a = (m[:, None] < M) & (k[None, :] < K)
+        offsets = (m[:, None] // A_DIV).to(tl.int64) * a_m + k[None, :] * a_k
+        a = tl.zeros([BLOCK_M, BLOCK_K], ACC)
+        for q in tl.static_range(Q):
+            a += activation(tl.load(a_ptr + offsets + q * a_q, mask=inside_a, other=0.0).to(ACC), A_ACTIVATION)
+        inside_b = (j[:, None] < J) & (k[None, :] < K)
+        b = tl.load(b_ptr + j[:, None].to(tl.int64) * b_j + k[None, :] * b_k, mask=inside_b, other=0.0).to(ACC)
+        acc += tl.sum(a[:, None, :] * b[None, :, :], 2)
+        if HAS_SUM:
+            total += tl.sum(b, 1)
+    if HAS_BIAS:
+        acc += bias_scale * tl.load(bias_ptr + j, mask=j < J, other=0.0).to(ACC)[None, :]
+    inside = (m[:, None] < M) & (j[None, :] < J)
+    if OUT_GRAD != "none":
+        h = tl.load(h_ptr + m[:, None] * J + j[None, :], mask=inside, other=0.0)
+        acc *= activation_grad(h, OUT_GRAD)
+    offsets = m[:, None].to(tl.int64) * out_m + j[None, :] * out_j
+    tl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
+    if HAS_SUM:
+        if tl.program_id(0) < blocks_j:
+            tl.store(sum_ptr + j, (bias_scale * total).to(sum_ptr.dtype.element_ty), mask=j < J)

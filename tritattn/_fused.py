@@ -1,0 +1,147 @@
+"""The converted block: the same object under a class whose forward is the fused one."""
+
+from __future__ import annotations
+
+import copyreg
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import nn as blocks
+from ._match import Match, bypassed, plain_type, squeezed
+from .nn._base import Block, obstacle, sublayer
+from .peers import NoFit
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A module inside a block that is not called any more, as it was when the block was converted."""
+
+    path: tuple[str, ...]
+    kinds: tuple[type, ...]  # types that it may have
+    children: tuple[str, ...] | None  # names of its own; None for a layer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a converted block runs. Plain data, so that it is copied and pickled with the block."""
+
+    module: type[Block]  # whose fused pass it is
+    layers: tuple[str | None, ...]  # paths in the block of the layers which that takes
+    settings: dict[str, Any]
+    residual: bool
+    dims: int
+    inner: tuple[Inner, ...]
+    before: Callable[[Any, Tensor], tuple[Tensor, Tensor]] | None
+
+    def covers(self, block: nn.Module, x: Any) -> bool:
+        """Whether the fused pass does all that the original forward would: nothing inside has been changed or hooked since."""
+        if not isinstance(x, Tensor) or x.dim() != self.dims:
+            return False
+        for inner in self.inner:
+            module: Any = block
+            for name in inner.path:
+                module = module._modules.get(name)
+                if module is None:
+                    return False
+            if obstacle(module, inner.kinds) is not None:
+                return False
+            if inner.children is not None and tuple(module._modules) != inner.children:
+                return False
+        return True
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        residual = x if self.residual else None
+        if self.before is not None:
+            x, residual = self.before(block, x)
+        layers = [None if path is None else sublayer(block, path) for path in self.layers]
+        return self.module.fused(x, *layers, residual=residual, **self.settings)
+
+
+def make_plan(match: Match, block: nn.Module) -> Plan:
+    """The plan for a matched block. Raises NoFit where hooks, types or shapes stand in the way."""
+    peer = match.peer
+    if "forward" in block.__dict__:
+        raise NoFit("it has a forward of its own")
+    layers = set(peer.layers.values())
+    inner = []
+    for path, module in bypassed(peer, block):
+        if any(path.startswith(f"{layer}.") for layer in layers):
+            continue  # what a parametrization added, or what a norm of timm's carries
+        kind = plain_type(module)
+        kinds = NORMS if kind in NORMS else (kind,)
+        problem = obstacle(module, kinds)
+        if problem is not None:
+            raise NoFit(f"{path} {problem}")
+        inner.append(Inner(tuple(path.split(".")), kinds, None if path in layers else tuple(module._modules)))
+    module_type: type[Block] = getattr(blocks, peer.module)
+    model = module_type(**match.options, device="meta")
+    for ours, theirs in peer.layers.items():
+        _check_shapes(theirs, sublayer(block, theirs), sublayer(model, ours))
+    paths = tuple(peer.layers.get(name) for name in module_type.layers)
+    return Plan(module_type, paths, model.settings(), model.residual, match.input_dims, tuple(inner), peer.before)
+
+
+def _check_shapes(path: str, theirs: Any, ours: Any) -> None:
+    for name in ("weight", "bias"):
+        shapes = [None if (t := getattr(layer, name)) is None else squeezed(t.shape) for layer in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise NoFit(f"{path}.{name} has shape {shapes[0]}, expected {shapes[1]}")
+
+
+class Fused:
+    """Mixed into the class of a converted block."""
+
+    __slots__ = ()
+    _tritattn: Plan
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        plan = self._tritattn
+        if len(args) == 1 and not kwargs and plan.covers(self, args[0]):  # type: ignore[arg-type]
+            return plan.run(self, args[0])  # type: ignore[arg-type]
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made at run time: name the original one instead, and make it again.
+        function, arguments, *state = super().__reduce_ex__(max(protocol, 2))
+        if function is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_rebuild, (original_type(type(self)), *arguments[1:]), *state)
+        return (function, arguments, *state)
+
+
+@lru_cache(maxsize=None)
+def fused_type(original: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of `original` that converted blocks of that class get; under its name."""
+    names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
+    return types.new_class(original.__name__, (Fused, original), exec_body=lambda body: body.update(names))
+
+
+def original_type(kind: type) -> type[nn.Module]:
+    order = kind.__mro__
+    return order[order.index(Fused) + 1]
+
+
+def _rebuild(original: type[nn.Module], *arguments: Any) -> nn.Module:
+    kind = fused_type(original)
+    return kind.__new__(kind, *arguments)
+
+
+def install(block: nn.Module, plan: Plan) -> None:
+    block.__dict__["_tritattn"] = plan
+    block.__class__ = fused_type(type(block))  # type: ignore[assignment]
+
+
+def uninstall(block: nn.Module) -> bool:
+    """Undoes `install`; False where the block's class has been changed since."""
+    original = original_type(type(block))
+    if type(block) is not fused_type(original):
+        return False
+    block.__class__ = original  # type: ignore[assignment]
+    del block.__dict__["_tritattn"]
+    return True

@@ -1,0 +1,501 @@
+"""The one place that registers an op with torch and routes a call to it.
+
+A family of kernels is one `Family`: its inputs and outputs by name, a fake, a launcher, a backward launcher and a plain torch reference. From these
+come two registered ops, `tritattn::<name>` and `tritattn::<name>_backward`, and one callable that sends each call down the path it can take:
+
+- torch.compile and torch.export on a device with kernels: the registered op, opaque, so that the compiler's cache never holds stale launch code;
+- torch.compile elsewhere, ONNX, jit.trace, functorch transforms, forward AD: the inlined reference, which those tools can see through;
+- plain eager tensors: one `autograd.Function` around the launcher, past the dispatcher (8 us against 44);
+- everything else (FakeTensor, DTensor, dispatch modes, subclasses): the registered op.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ._spec import Spec, decode
+
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_lib = torch.library.Library("tritattn", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)})
+_forced: str | None = None
+_broken: dict[tuple[str, torch.dtype], str] = {}
+_families: dict[str, Family] = {}
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force every op of the package onto one path inside the block.
+
+    "reference" runs plain torch; "triton" runs the kernels and raises where they cannot run, instead of falling back.
+    The setting holds for the whole process, because autograd runs backward passes in threads of its own.
+    """
+    global _forced
+    if name not in ("reference", "triton"):
+        raise ValueError(f"backend: got {name!r}, expected 'reference' or 'triton'")
+    saved, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = saved
+
+
+@lru_cache(maxsize=1)
+def _triton_problem() -> str | None:
+    try:
+        import triton  # noqa: F401
+    except Exception as error:
+        return f"triton cannot be imported ({type(error).__name__}: {error})"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _device_problem(device: torch.device) -> str | None:
+    if device.type == "cpu":
+        return _triton_problem() if INTERPRET else "the kernels run on GPUs; CPU tensors take the reference"
+    if device.type != "cuda":
+        return f"there are no kernels for device type {device.type!r}"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the kernels need compute capability 8.0 or newer"
+    return _triton_problem()
+
+
+def explain(device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
+    """The path that a plain eager call on (device, dtype) takes, "triton" or "reference", and why."""
+    if _forced is not None:
+        return _forced, "forced by tritattn.backend"
+    problem = _device_problem(torch.device(device))
+    if problem is not None:
+        return "reference", problem
+    if dtype not in KERNEL_DTYPES:
+        return "reference", f"there are no kernels for {dtype}"
+    broken = sorted({name for name, broken_dtype in _broken if broken_dtype == dtype})
+    if broken:
+        return "triton", f"except {', '.join(broken)}: a kernel failed to compile"
+    return "triton", "interpreted on the CPU" if INTERPRET and torch.device(device).type == "cpu" else "kernels for this device"
+
+
+@lru_cache(maxsize=256)
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _transformed() -> bool:
+    """Whether the call runs under a tool that must see through the op: functorch, forward AD, tracing, ONNX export."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+        or torch.onnx.is_in_onnx_export()
+    )
+
+
+def _launch_errors() -> tuple[type[BaseException], ...]:
+    """What a kernel raises that this compiler or device cannot build; errors of the launch itself are not among them."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    return CompilationError, OutOfResources, PTXASError
+
+
+class Family:
+    """A fused op with its backward op, registered and routed.
+
+    inputs: names of the tensor arguments in order, "?" after an optional one. outputs: names of the results. The first `differentiable` results
+    carry gradients and are what a call returns; `saved` names the results that the backward launcher gets.
+    fake(*inputs, spec) -> outputs: empty tensors of the shapes, dtypes and strides that launch returns.
+    launch(*inputs, spec) -> outputs; backward(grads, inputs, saved, spec, needs) -> one gradient or None per input.
+    reference(*inputs, spec) -> the differentiable results, in plain torch.
+    batched: names of the inputs that have a batch dimension (the others are parameters), for sharded tensors.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        differentiable: int,
+        saved: Sequence[str],
+        batched: Sequence[str],
+        fake: Callable[..., tuple[Tensor, ...]],
+        launch: Callable[..., tuple[Tensor, ...]],
+        backward: Callable[..., Sequence[Tensor | None]],
+        reference: Callable[..., tuple[Tensor, ...]],
+    ):
+        self.name = name
+        self.inputs = [i.rstrip("?") for i in inputs]
+        self.outputs = list(outputs)
+        self.differentiable = differentiable
+        self.saved = [self.outputs.index(s) for s in saved]
+        self.batched = frozenset(batched)
+        self.fake, self.launch, self.backward, self.reference = fake, launch, backward, reference
+        _families[name] = self
+
+        declared = ", ".join(f"Tensor{'?' if i.endswith('?') else ''} {i.rstrip('?')}" for i in inputs)
+        grads = ", ".join(f"Tensor? g_{o}" for o in outputs[:differentiable])
+        kept = "".join(f", Tensor saved_{s}" for s in saved)
+        results = ", ".join(["Tensor"] * len(outputs))
+        _lib.define(f"{name}({declared}, str spec) -> ({results})", tags=_TAGS)
+        results = ", ".join(["Tensor"] * len(inputs))
+        _lib.define(f"{name}_backward({grads}, {declared}{kept}, str spec, bool[] needs) -> ({results})", tags=_TAGS)
+        _lib.impl(name, self._op_impl, "CompositeExplicitAutograd")
+        _lib.impl(f"{name}_backward", self._op_backward_impl, "CompositeExplicitAutograd")
+        forward_name, backward_name = f"tritattn::{name}", f"tritattn::{name}_backward"
+        torch.library.register_fake(forward_name, lambda *args: fake(*args[:-1], decode(args[-1])), lib=_lib)
+        torch.library.register_fake(backward_name, self._fake_backward, lib=_lib)
+        torch.library.register_autograd(forward_name, self._op_autograd, setup_context=self._op_setup, lib=_lib)
+        torch.library.register_autograd(backward_name, self._op_double, setup_context=self._op_double_setup, lib=_lib)
+        self.op: Any = getattr(torch.ops.tritattn, name).default
+        self.op_backward: Any = getattr(torch.ops.tritattn, f"{name}_backward").default
+        self.function = _function(self)
+
+    # -- routing ---------------------------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *inputs: Tensor | None, spec: Spec) -> Any:
+        x = inputs[0]
+        assert x is not None
+        if torch.compiler.is_compiling():
+            if self._usable(x) and not torch.onnx.is_in_onnx_export():
+                return self._results(self.op(*inputs, spec.encode()))
+            return self._results(self.reference(*inputs, spec))
+        if _transformed():
+            return self._results(self.reference(*inputs, spec))
+        if not torch._C._len_torch_dispatch_stack() and all(type(t) in _PLAIN for t in inputs):
+            if not self._usable(x):
+                return self._results(self.reference(*inputs, spec))
+            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+                return self.function.apply(spec, *inputs)
+            return self._results(self.run(inputs, spec))
+        if not self._usable(x) and not _is_sharded(inputs):
+            return self._results(self.reference(*inputs, spec))
+        return self._results(self.op(*inputs, spec.encode()))
+
+    def _results(self, outputs: Sequence[Tensor]) -> Any:
+        return outputs[0] if self.differentiable == 1 else tuple(outputs[: self.differentiable])
+
+    def _usable(self, x: Tensor) -> bool:
+        """Whether the kernels take this call. Says so once when a GPU's tensor has to take the reference."""
+        if _forced == "reference":
+            return False
+        problem = _device_problem(x.device)
+        if problem is None and x.dtype not in KERNEL_DTYPES:
+            problem = f"there are no kernels for {x.dtype}"
+        if problem is None and (self.name, x.dtype) in _broken:
+            problem = _broken[self.name, x.dtype]
+        if problem is None:
+            return True
+        if _forced == "triton":
+            raise RuntimeError(f"tritattn.backend('triton'): {self.name} cannot run on {x.device}: {problem}")
+        if x.device.type not in ("cpu", "meta") and not torch.compiler.is_compiling():
+            _warn_once(f"tritattn.{self.name} runs its plain torch reference: {problem}")
+        return False
+
+    # -- running on real tensors -----------------------------------------------------------------------------------------------------------
+
+    def run(self, inputs: Sequence[Tensor | None], spec: Spec) -> tuple[Tensor, ...]:
+        """The kernels, on concrete tensors; all outputs."""
+        x = inputs[0]
+        assert x is not None
+        if self._usable(x) and x.numel():
+            try:
+                with _device_guard(x):
+                    return self.launch(*inputs, spec)
+            except _launch_errors() as error:
+                self._mark_broken(x, error)
+        # The reference's backward recomputes what it needs, so what would be saved for the kernels stays zero.
+        with torch.no_grad():
+            results = self.reference(*inputs, spec)
+        shapes = self.fake(*inputs, spec)
+        settled = [torch.empty_like(s).copy_(r) for r, s in zip(results, shapes, strict=False)]
+        return (*settled, *(torch.zeros_like(s) for s in shapes[len(results) :]))
+
+    def run_backward(
+        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], saved: Sequence[Tensor], spec: Spec, needs: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        x = inputs[0]
+        assert x is not None
+        if self._usable(x) and x.numel():
+            try:
+                with _device_guard(x):
+                    return self.backward(grads, inputs, saved, spec, needs)
+            except _launch_errors() as error:
+                self._mark_broken(x, error)
+        return self._reference_backward(grads, inputs, spec, needs)
+
+    def _mark_broken(self, x: Tensor, error: BaseException) -> None:
+        if _forced == "triton":
+            raise error
+        reason = f"a kernel failed to compile ({type(error).__name__}: {str(error)[:200]})"
+        _broken[self.name, x.dtype] = reason
+        self._usable(x)  # warns
+
+    def _reference_backward(
+        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], spec: Spec, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The reference's vector-Jacobian product, differentiable in grads and inputs."""
+        wanted = [i for i, need in enumerate(needs) if need]
+
+        def outputs(*chosen: Tensor) -> tuple[Tensor, ...]:
+            full = list(inputs)
+            for i, t in zip(wanted, chosen, strict=True):
+                full[i] = t
+            return self.reference(*full, spec)
+
+        results, vjp = torch.func.vjp(outputs, *(inputs[i] for i in wanted))
+        cotangents = tuple(torch.zeros_like(r) if g is None else g.to(r.dtype) for g, r in zip(grads, results, strict=True))
+        found: list[Tensor | None] = [None] * len(inputs)
+        for i, t in zip(wanted, vjp(cotangents), strict=True):
+            found[i] = t
+        return found
+
+    # -- the registered ops ----------------------------------------------------------------------------------------------------------------
+
+    def _op_impl(self, *args: Any) -> tuple[Tensor, ...]:
+        return self.run(args[:-1], decode(args[-1]))
+
+    def _split(self, args: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+        """Tensor arguments of the backward op -> (grads, inputs, saved)."""
+        first, second = self.differentiable, self.differentiable + len(self.inputs)
+        return args[:first], args[first:second], args[second:]
+
+    def _op_backward_impl(self, *args: Any) -> tuple[Tensor, ...]:
+        *tensors, spec, needs = args
+        grads, inputs, saved = self._split(tensors)
+        found = self.run_backward(grads, inputs, saved, decode(spec), needs)
+        settled = []
+        for t, f, need in zip(inputs, found, needs, strict=True):
+            if not need or f is None:
+                settled.append(inputs[0].new_empty(0))
+                continue
+            # an op may not return its argument, and must return the strides that its fake promised
+            expected = torch.empty_like(t)
+            same = f.dtype == t.dtype and f.stride() == expected.stride() and all(f is not a for a in tensors)
+            settled.append(f if same else expected.copy_(f))
+        return tuple(settled)
+
+    def _fake_backward(self, *args: Any) -> tuple[Tensor, ...]:
+        *tensors, _, needs = args
+        inputs = self._split(tensors)[1]
+        return tuple(torch.empty_like(t) if need else inputs[0].new_empty(0) for t, need in zip(inputs, needs, strict=True))
+
+    def _op_setup(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.spec = inputs
+        ctx.save_for_backward(*tensors, *(output[i] for i in self.saved))
+        ctx.mark_non_differentiable(*output[self.differentiable :])
+        ctx.set_materialize_grads(False)
+
+    def _op_autograd(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs = [bool(n) for n in ctx.needs_input_grad[: len(self.inputs)]]
+        found = self.op_backward(*grads[: self.differentiable], *ctx.saved_tensors, ctx.spec, needs)
+        return (*(f if need else None for f, need in zip(found, needs, strict=True)), None)
+
+    def _op_double_setup(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.spec, ctx.needs = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    def _op_double(self, ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads, inputs, saved = self._split(ctx.saved_tensors)
+        spec = decode(ctx.spec)
+        primal = [*grads, *inputs]
+        wanted = [i for i, t in enumerate(primal) if t is not None and ctx.needs_input_grad[i]]
+        asked = [i for i, need in enumerate(ctx.needs) if need and cotangents[i] is not None]
+        result: list[Tensor | None] = [None] * (len(primal) + len(saved) + 2)
+        if wanted and asked:
+
+            def first_order(*chosen: Tensor) -> tuple[Tensor | None, ...]:
+                full = list(primal)
+                for i, t in zip(wanted, chosen, strict=True):
+                    full[i] = t
+                found = self._reference_backward(full[: len(grads)], full[len(grads) :], spec, ctx.needs)
+                return tuple(found[i] for i in asked)
+
+            _, vjp = torch.func.vjp(first_order, *(primal[i] for i in wanted))
+            for i, t in zip(wanted, vjp(tuple(cotangents[i] for i in asked)), strict=True):
+                result[i] = t
+        return tuple(result)
+
+
+def _function(family: Family) -> type[torch.autograd.Function]:
+    """The eager fast path: ctx-first, because `setup_context` costs 35 us a call."""
+
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, spec: Spec, *inputs: Tensor | None) -> Any:
+            outputs = family.run(inputs, spec)
+            ctx.spec = spec
+            ctx.save_for_backward(*inputs, *(outputs[i] for i in family.saved))
+            ctx.set_materialize_grads(False)
+            return family._results(outputs)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            count = len(family.inputs)
+            tensors = ctx.saved_tensors
+            needs = ctx.needs_input_grad[1:]
+            if torch.is_grad_enabled():  # create_graph=True
+                found = family.op_backward(*grads, *tensors, ctx.spec.encode(), list(needs))
+            else:
+                found = family.run_backward(grads, tensors[:count], tensors[count:], ctx.spec, needs)
+            return (None, *(f if need else None for f, need in zip(found, needs, strict=True)))
+
+    Fused.__name__ = Fused.__qualname__ = f"tritattn_{family.name}"
+    return Fused
+
+
+class Relay:
+    """Two families with a torch module between them, x -> squeeze -> norm -> gate -> y, whose backward still writes the map's gradient once.
+
+    Squeeze passes x on to the gate, and an empty slot beside it. The gate's backward returns da, the gradient of what the activation received, as
+    the cotangent of the x it was passed, and its spatial logits as that of the slot; squeeze's backward makes dx of everything in one pass. Each
+    family alone stays an honest op; where calls must go through the dispatcher, the two are chained as such.
+    """
+
+    def __init__(self, squeeze: Family, gate: Family, squeeze_backward: Callable[..., Any], gate_backward: Callable[..., Any]):
+        self.squeeze, self.gate = squeeze, gate
+        self.squeeze_backward, self.gate_backward = squeeze_backward, gate_backward
+        self.squeeze_node, self.gate_node = _relay_nodes(self)
+
+    def __call__(self, inputs: Sequence[Tensor | None], norm: Callable[[Tensor], Tensor] | None, residual: Tensor | None, *, spec: Spec, channel: bool) -> Any:
+        x = inputs[0]
+        assert x is not None
+        tensors = (*inputs, residual)
+        plain = not torch.compiler.is_compiling() and not _transformed() and not torch._C._len_torch_dispatch_stack()
+        recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        if plain and recorded and all(type(t) in _PLAIN for t in tensors) and self.squeeze._usable(x) and self.gate._usable(x):
+            spatial, logits, passed, slot = self.squeeze_node.apply(spec, *inputs)
+            if norm is not None:
+                spatial = norm(spatial)
+            return self.gate_node.apply(spec, passed, logits if channel else None, spatial, slot, residual)
+        spatial, logits = self.squeeze(*inputs, spec=spec)
+        if norm is not None:
+            spatial = norm(spatial)
+        return self.gate(x, logits if channel else None, spatial, None, residual, spec=spec)
+
+
+def _relay_nodes(relay: Relay) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
+    squeeze, gate = relay.squeeze, relay.gate
+
+    class Squeeze(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, spec: Spec, *inputs: Any) -> Any:
+            outputs = squeeze.run(inputs, spec)
+            ctx.spec = spec
+            ctx.save_for_backward(*inputs, *(outputs[i] for i in squeeze.saved))
+            ctx.set_materialize_grads(False)
+            return outputs[0], outputs[1], inputs[0], torch.empty_like(outputs[0])
+
+        @staticmethod
+        def backward(ctx: Any, *cotangents: Any) -> Any:
+            *grads, da, spatial = cotangents
+            count = len(squeeze.inputs)
+            inputs, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+            needs = ctx.needs_input_grad[1:]
+            if torch.is_grad_enabled() or not squeeze._usable(inputs[0]) or not inputs[0].numel():
+                found = list(squeeze.op_backward(*grads, *inputs, *saved, ctx.spec.encode(), list(needs)))
+                if needs[0] and da is not None:
+                    logits = saved[0] if ctx.spec.kind != "none" else None
+                    found[0] = found[0] + gate.reference(da, logits, spatial, None, None, ctx.spec._replace(activation="none"))[0]
+            else:
+                with _device_guard(inputs[0]):
+                    found = relay.squeeze_backward(grads, inputs, saved, ctx.spec, needs, da, spatial)
+            return (None, *(f if need else None for f, need in zip(found, needs, strict=True)))
+
+    class Gate(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, spec: Spec, x: Tensor, logits: Tensor | None, spatial: Tensor, slot: Tensor, residual: Tensor | None) -> Tensor:
+            ctx.spec = spec
+            ctx.save_for_backward(x, logits, spatial, residual)
+            return gate.run((x, logits, spatial, None, residual), spec)[0]
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Any:
+            x, logits, spatial, residual = ctx.saved_tensors
+            needs = ctx.needs_input_grad[1:]
+            if torch.is_grad_enabled() or not gate._usable(x) or not x.numel():
+                # da is the gradient of a residual, real or zero
+                extra = torch.zeros_like(x) if residual is None else residual
+                wanted = [False, logits is not None, True, False, True]
+                _, dlogits, dspatial, _, da = gate.op_backward(g, x, logits, spatial, None, extra, ctx.spec.encode(), wanted)
+                dresidual = da
+            else:
+                with _device_guard(x):
+                    da, dlogits, dspatial, dresidual = relay.gate_backward(g, (x, logits, spatial, residual), ctx.spec, needs)
+            found = (da, dlogits, dspatial, spatial, dresidual)
+            return (None, *(f if need else None for f, need in zip(found, needs, strict=True)))
+
+    Squeeze.__name__ = Squeeze.__qualname__ = f"tritattn_{squeeze.name}_relay"
+    Gate.__name__ = Gate.__qualname__ = f"tritattn_{gate.name}_relay"
+    return Squeeze, Gate
+
+
+def _device_guard(x: Tensor) -> Any:
+    """Python kernels get no device guard from the dispatcher."""
+    if x.is_cuda and x.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
+    return nullcontext()
+
+
+def _is_sharded(inputs: Sequence[Tensor | None]) -> bool:
+    """Whether an input is a DTensor; registers the sharding rules when the first one is seen."""
+    from torch.distributed import is_available
+
+    if not is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    if not any(isinstance(t, DTensor) for t in inputs):
+        return False
+    _register_sharding()
+    return True
+
+
+@lru_cache(maxsize=1)
+def _register_sharding() -> None:
+    """Everything replicated, or the batch sharded: then parameters stay replicated and their gradients are partial sums."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+    from torch.distributed.tensor.experimental import register_sharding
+
+    for family in _families.values():
+        results = len(family.outputs)
+
+        def forward_rule(*args: Any, family: Family = family, results: int = results) -> list[Any]:
+            tensors = args[:-1]
+            batch = [
+                None if t is None else Shard(0) if name in family.batched else Replicate()
+                for name, t in zip(family.inputs, tensors, strict=True)
+            ]
+            whole = [None if t is None else Replicate() for t in tensors]
+            return [([Replicate()] * results, [*whole, None]), ([Shard(0)] * results, [*batch, None])]
+
+        def backward_rule(*args: Any, family: Family = family) -> list[Any]:
+            *tensors, _, needs = args
+            grads, inputs, saved = family._split(tensors)
+            whole = [None if t is None else Replicate() for t in tensors]
+            batch: list[Any] = [None if g is None else Shard(0) for g in grads]
+            batch += [
+                None if t is None else Shard(0) if name in family.batched else Replicate()
+                for name, t in zip(family.inputs, inputs, strict=True)
+            ]
+            batch += [Shard(0) for _ in saved]
+            found = [
+                Replicate() if not need else Shard(0) if name in family.batched else Partial()
+                for name, need in zip(family.inputs, needs, strict=True)
+            ]
+            return [([Replicate()] * len(inputs), [*whole, None, None]), (found, [*batch, None, None])]
+
+        register_sharding(family.op)(forward_rule)
+        register_sharding(family.op_backward)(backward_rule)

@@ -1,0 +1,130 @@
+"""Reading a block as an entry of the table: is it the one, and with which options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from .peers import GATES, HIDDEN, NoFit, Peer
+
+# Types of inner modules that a fused pass replaces without looking at them: pooling to one element and reshaping.
+PASSIVE = frozenset(
+    {"AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool2d", "Flatten", "Identity", "Sequential"}
+)
+LAYERS = frozenset({"Linear", "Conv1d", "Conv2d", "BatchNorm2d", "SyncBatchNorm", "BatchNormAct2d"})
+
+
+class Unrelated(NoFit):
+    """The class only happens to have a name as common as BasicBlock."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A block recognised as an entry, and the constructor options with which the entry's module computes the same."""
+
+    peer: Peer
+    options: dict[str, Any]
+    input_channels: int
+    input_dims: int
+
+
+def match(peer: Peer, block: nn.Module) -> Match:
+    """The block read as that entry. Raises NoFit with the reason, Unrelated where not even the name means anything."""
+    modules = dict(block.named_modules(remove_duplicate=False))
+    absent = [path for path in (*peer.layers.values(), *peer.called[:1]) if path not in modules]
+    if absent:
+        raise (Unrelated if peer.common_name else NoFit)(f"it has no layer {absent[0]}")
+    for path, module in bypassed(peer, block):
+        _check_inner(peer, path, module)
+    layers = {ours: modules[theirs] for ours, theirs in peer.layers.items()}
+    options = {**_sizes(peer.module, layers), **_activations(peer, modules), **peer.options, **peer.read(block)}
+    channels = modules[peer.called[0]].in_channels if peer.called else options.get("channels", 16)
+    pools = [name for m in modules.values() if (name := type(m).__name__).startswith("AdaptiveAvgPool")]
+    return Match(peer, options, channels, 2 + int(pools[0][-2]) if pools else 4)
+
+
+def bypassed(peer: Peer, block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(path, module) of every inner module that the fused pass replaces."""
+    for path, module in block.named_modules(remove_duplicate=False):
+        if path and not any(path == called or path.startswith(f"{called}.") for called in peer.called):
+            yield path, module
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """The type without what torch's parametrizations add to it."""
+    return type(module).__mro__[1] if is_parametrized(module) else type(module)
+
+
+def _check_inner(peer: Peer, path: str, module: nn.Module) -> None:
+    name = plain_type(module).__name__
+    if path in peer.layers.values():
+        if name not in LAYERS:
+            raise NoFit(f"{path} is a {name}, not a plain layer")
+    elif any(path.startswith(f"{layer}.parametrizations") for layer in peer.layers.values()):
+        pass
+    elif any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+        raise NoFit(f"it has a layer that {peer} has not: {path}, a {name}")
+    elif name not in PASSIVE and name not in HIDDEN and name not in GATES and name not in peer.inner:
+        raise NoFit(f"{path} is of an unknown type, {name}")
+
+
+def _sizes(module: str, layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor options that the shapes of the layers tell."""
+    named = {path.rpartition(".")[2]: layer for path, layer in layers.items()}
+    fc1, fc2, conv, bn = named.get("fc1"), named.get("fc2", named.get("fc")), named.get("conv"), named.get("bn")
+    options: dict[str, Any] = {}
+    if fc2 is not None:
+        options |= {"channels": fc2.weight.shape[0], "bias": fc2.bias is not None}
+        if fc1 is not None:
+            options["rd_channels"] = fc1.weight.shape[0]
+        elif module != "EffectiveSqueezeExcite":
+            options["bottleneck"] = False
+    elif module == "SpatialSE":
+        options |= {"channels": conv.weight.shape[1], "bias": conv.bias is not None}
+    else:
+        options["bias"] = conv.bias is not None
+    if module in ("SpatialAttention", "CBAM"):
+        options["norm"] = bn is not None
+        if bn is not None:
+            options["momentum"] = bn.momentum
+    if module in ("SpatialAttention", "CBAM", "ECA"):
+        options["kernel_size"] = conv.weight.shape[-1]
+    if module == "CBAM":
+        options |= {"mlp_bias": options.pop("bias"), "spatial_bias": conv.bias is not None}
+    return options
+
+
+def _activations(peer: Peer, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """The activations that the block's modules stand for; a path without a module is a function call, taken for the entry's usual one."""
+    options = {}
+    if peer.hidden in modules:
+        options["act"] = _name(HIDDEN, peer.hidden, modules)
+    gates = {_name(GATES, path, modules) for path in peer.gates if path in modules}
+    if len(gates) > 1:
+        raise NoFit(f"its gates differ: {', '.join(sorted(gates))}")
+    if gates:
+        options["gate"] = gates.pop()
+    if peer.spatial_gate in modules:
+        options["spatial_gate"] = _name(GATES, peer.spatial_gate, modules)
+    return options
+
+
+def _name(names: Mapping[str, str], path: str | None, modules: Mapping[str | None, Any]) -> str:
+    module = modules[path]
+    kind = type(module).__name__
+    plain = getattr(module, "negative_slope", 0.01) == 0.01 and getattr(module, "approximate", "none") == "none"
+    if kind not in names or not plain:
+        raise NoFit(f"{path} is {module}, which is not fused")
+    return names[kind]
+
+
+def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
+    """A weight's shape without trailing ones, by which 1x1 convolutions and linear layers differ; at least two-dimensional."""
+    shape = tuple(shape)
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

@@ -1,0 +1,24 @@
+"""Functional forms of the attention blocks, and the primitives that they are made of.
+
+Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam. Primitives: channel_statistics, spatial_statistics, gate.
+"""
+
+from .channel import channel_attention, channel_statistics, cse, eca, ese, se
+from .gate import gate
+from .pixel import scse, sse
+from .spatial import cbam, spatial_attention, spatial_statistics
+
+__all__ = [
+    "cbam",
+    "channel_attention",
+    "channel_statistics",
+    "cse",
+    "eca",
+    "ese",
+    "gate",
+    "scse",
+    "se",
+    "spatial_attention",
+    "spatial_statistics",
+    "sse",
+]

@@ -1,0 +1,76 @@
+"""Checks of arguments, made before any launch: each error names the argument, what was given and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from .._library import KERNEL_DTYPES
+
+
+def floating(name: str, t: Tensor) -> None:
+    """A dense real floating-point tensor."""
+    if t.dtype not in KERNEL_DTYPES:
+        raise TypeError(f"{name}: got a tensor of {t.dtype}, expected float32, float16, bfloat16 or float64")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{name}: got a {t.layout} tensor, expected a dense one")
+
+
+def feature_map(x: Tensor, *, ranks: Collection[int] = (4,), name: str = "x") -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: got {type(x).__name__}, expected a tensor")
+    floating(name, x)
+    if x.dim() not in ranks:
+        expected = {3: "[N, C, L]", 4: "[N, C, H, W]", 5: "[N, C, D, H, W]"}
+        raise ValueError(f"{name}: got shape {list(x.shape)}, expected {' or '.join(expected[r] for r in sorted(ranks))}")
+    for size in x.shape[1:]:
+        if size == 0:
+            raise ValueError(f"{name}: got shape {list(x.shape)}, expected at least one channel and one position (an empty batch is fine)")
+
+
+def parameter(name: str, t: Tensor | None, x: Tensor, *shapes: tuple[int, ...]) -> None:
+    """A parameter of one of the accepted shapes, on x's device; its dtype may differ from x's."""
+    if t is None:
+        return
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: got {type(t).__name__}, expected a tensor")
+    floating(name, t)
+    if tuple(t.shape) not in shapes:
+        raise ValueError(f"{name}: got shape {list(t.shape)}, expected {' or '.join(str(list(s)) for s in shapes)} for x of shape {list(x.shape)}")
+    if t.device != x.device:
+        raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of x")
+
+
+def required(name: str, t: Tensor | None) -> None:
+    if t is None:
+        raise TypeError(f"{name}: got None, expected a tensor")
+
+
+def residual(t: Tensor | None, x: Tensor) -> None:
+    """Of x's shape, dtype and device: the gated map is x's dtype, and nothing is cast silently."""
+    if t is None:
+        return
+    feature_map(t, ranks=(x.dim(),), name="residual") if t.dim() == x.dim() else None
+    if t.shape != x.shape:
+        raise ValueError(f"residual: got shape {list(t.shape)}, expected {list(x.shape)}, the shape of x")
+    if t.dtype != x.dtype:
+        raise TypeError(f"residual: got {t.dtype}, expected {x.dtype}, the dtype of x")
+    if t.device != x.device:
+        raise ValueError(f"residual: got a tensor on {t.device}, expected {x.device}, the device of x")
+
+
+def choice(name: str, value: str, accepted: Collection[str]) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, accepted))}")
+
+
+def layer(name: str, w: Tensor | None, x: Tensor, rows: int | None, columns: int) -> int:
+    """A linear layer's weight [rows, columns] or 1x1 convolution's [rows, columns, 1, ...]; returns its rows."""
+    required(name, w)
+    assert w is not None
+    found = w.shape[0] if isinstance(w, Tensor) and w.dim() >= 2 else 0
+    expected = found if rows is None and found > 0 else rows or 1
+    parameter(name, w, x, *((expected, columns) + (1,) * extra for extra in range(4)))
+    return expected

@@ -1,0 +1,168 @@
+"""Squeeze and excite: the channel statistics, the small network on them, and the gradients of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import reference, tuning
+from .._spec import Spec
+from ._launch import Map, counters, kernels, matrix, pool_rows
+
+NAMES = ("w1?", "b1?", "w2?", "b2?")
+RESULTS = ("logits", "z", "hidden", "aux")
+
+
+class Excited(NamedTuple):
+    """logits [N, C] (empty without an excite), z [N, rows, C], hidden [N, K, R] before its activation, aux [N, C] of the maximum."""
+
+    logits: Tensor
+    z: Tensor
+    hidden: Tensor
+    aux: Tensor
+
+
+def _sizes(w1: Tensor | None, spec: Spec) -> tuple[int, int, int]:
+    """(K pools, rows of z, R hidden units)."""
+    k = spec.pools.count("+") + 1
+    return k, 2 if spec.pools == "avg_max" else k, w1.shape[0] if w1 is not None else 0
+
+
+def fake(x: Tensor, w1: Tensor | None, spec: Spec) -> Excited:
+    n, c = x.shape[:2]
+    k, rows, r = _sizes(w1, spec)
+    acc = reference.accumulator(x.dtype)
+    logits = x.new_empty((n, c) if spec.kind != "none" else (0,), dtype=acc)
+    return Excited(logits, x.new_empty((n, rows, c), dtype=acc), x.new_empty((n, k, r), dtype=acc), x.new_empty((n, c), dtype=torch.int32))
+
+
+def plain(x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, spec: Spec) -> Tensor:
+    """The reference's logits [N, C]; without an excite its statistics [N, K, C]."""
+    z = reference.channel_statistics(x, spec.pools.split("+"), max_grad=spec.max_grad)
+    return z if spec.kind == "none" else reference.excite(z, w1, b1, w2, b2, kind=spec.kind, hidden=spec.hidden)
+
+
+def forward(m: Map, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, spec: Spec) -> Excited:
+    """One launch while the excite's weights are under a quarter of an image's bytes; then the last program of an image does the excite.
+    Otherwise the excite follows, batched over images, so that weights are not read once per image."""
+    w1, w2 = matrix(w1), matrix(w2)
+    out = fake(m.x, w1, spec)
+    k, rows, r = _sizes(w1, spec)
+    config = m.config("channel")
+    blocks_c = -(-m.c // config.block_c)
+    splits = config.splits
+    weights = sum(t.numel() * t.element_size() for t in (w1, w2) if t is not None)
+    inside = spec.kind != "none" and 4 * weights < m.c * m.hw * m.x.element_size()
+    counted = splits > 1 or inside
+    kernels().channel_squeeze_fwd_kernel[(m.n * blocks_c * splits,)](
+        m.x, out.z, out.aux, m.small(m.n, splits, 4, m.c) if splits > 1 else None,
+        m.small(m.n, splits, m.c, dtype=torch.int32) if splits > 1 else None, counters(m.x, m.n) if counted else None,
+        out.hidden, out.logits, w1, b1, w2, b2, R=r, K=k, ROWS=rows, SPLITS=splits, **m.args, **pool_rows(spec.pools), EVEN=spec.max_grad == "even",
+        KIND=spec.kind if inside else "none", HIDDEN=spec.hidden, TAPS=w2.numel() if w2 is not None and spec.kind in ("conv", "circular") else 0,
+        HAS_B1=b1 is not None, HAS_B2=b2 is not None, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
+        EXCITE_C=min(tuning.power_of_two(m.c), 128), EXCITE_R=min(tuning.power_of_two(max(r, 1)), 16), num_warps=config.num_warps,
+    )  # fmt: skip
+    if spec.kind == "none" or inside:
+        return out
+    assert w2 is not None
+    image = rows * m.c
+    if spec.kind == "mlp":
+        assert w1 is not None
+        step = m.c if rows == k else image
+        linear(m, out.z, w1, out.hidden, (m.n * k, r, m.c), a=(step, 1, 0), b=(m.c, 1), to=(r, 1), bias=b1)
+        linear(
+            m, out.hidden, w2, out.logits, (m.n, m.c, r), a=(k * r, 1, r), b=(r, 1), to=(m.c, 1), q=k, activation=spec.hidden, bias=b2, scale=k
+        )  # fmt: skip
+    elif spec.kind == "fc":
+        linear(m, out.z, w2, out.logits, (m.n, m.c, m.c), a=(image, 1, m.c), b=(m.c, 1), to=(m.c, 1), q=k, bias=b2, scale=k)
+    else:
+        out.logits.copy_(reference.excite(out.z, None, None, w2, b2, kind=spec.kind, hidden="none"))
+    return out
+
+
+def backward(
+    m: Map, dlogits: Tensor, params: Sequence[Tensor | None], saved: Excited, spec: Spec, needs: Sequence[bool], need_z: bool
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """(dz [N, K, C], gradients of w1, b1, w2, b2), each only if it is needed."""
+    w1, b1, w2, b2 = params
+    w1, w2 = matrix(w1), matrix(w2)
+    assert w2 is not None
+    k, rows, r = _sizes(w1, spec)
+    n, c = m.n, m.c
+    need_w1, need_w2 = needs[0] or needs[1], needs[2] or needs[3]
+    dz: Tensor | None = None
+    grads: list[Tensor | None] = [None] * 4
+    if spec.kind in ("conv", "circular"):
+        return _convolution_backward(dlogits, w2, b2, saved.z[:, 0], spec.kind, needs, need_z)
+    image = rows * c
+    if spec.kind == "fc":
+        if need_z:
+            dz = m.small(n, k, c)
+            linear(m, dlogits, w2, dz, (n * k, c, c), a=(c, 1, 0), b=(1, c), to=(c, 1), a_div=k)
+        if need_w2:
+            grads[2], grads[3] = _weight_grads(m, saved.z, dlogits, w2, b2, (c, c, n), a=(1, image, c), q=k, scale=k, activation="none")
+        return dz, grads
+    assert w1 is not None
+    if need_w2:
+        grads[2], grads[3] = _weight_grads(m, saved.hidden, dlogits, w2, b2, (r, c, n), a=(1, k * r, r), q=k, scale=k, activation=spec.hidden)
+    if need_w1 or need_z:
+        dh = m.small(n * k, r)
+        linear(m, dlogits, w2, dh, (n * k, r, c), a=(c, 1, 0), b=(1, r), to=(r, 1), a_div=k, h=saved.hidden, grad=spec.hidden)
+        if need_z:
+            dz = m.small(n, k, c)
+            linear(m, dh, w1, dz, (n * k, c, r), a=(r, 1, 0), b=(1, c), to=(c, 1))
+        if need_w1:
+            step = c if rows == k else image
+            grads[0], grads[1] = _weight_grads(m, saved.z, dh, w1, b1, (c, r, n * k), a=(1, step, 0), q=1, scale=1, activation="none")
+    return dz, grads
+
+
+def _weight_grads(
+    m: Map, left: Tensor, right: Tensor, w: Tensor, bias: Tensor | None, sizes: tuple[int, int, int], **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """dw[j, i] = sum over k of left[i, k] right[k, j], dbias[j] = scale * sum over k of right[k, j]."""
+    rows, columns, _ = sizes
+    dw = w.new_empty(w.shape)
+    dbias = bias.new_empty(bias.shape) if bias is not None else None
+    linear(m, left, right, dw, sizes, b=(1, columns), to=(1, rows), total=dbias, **options)
+    return dw, dbias
+
+
+def linear(
+    m: Map, left: Tensor, right: Tensor, out: Tensor, sizes: tuple[int, int, int], *, a: tuple[int, int, int], b: tuple[int, int], to: tuple[int, int],
+    q: int = 1, a_div: int = 1, activation: str = "none", bias: Tensor | None = None, scale: int = 1, h: Tensor | None = None, grad: str = "none",
+    total: Tensor | None = None,
+) -> None:  # fmt: skip
+    """kernels.excite.linear_kernel: sizes (M, J, K), strides a of left (m, k, q), b of right (j, k), to of out (m, j)."""
+    rows, columns, _ = sizes
+    block_m, block_j = min(tuning.power_of_two(rows), 16), min(tuning.power_of_two(columns), 16)
+    kernels().linear_kernel[(-(-rows // block_m) * -(-columns // block_j),)](
+        left, right, bias, h, out, total, *sizes, *a, *b, *to, scale, Q=q, A_DIV=a_div, A_ACTIVATION=activation, OUT_GRAD=grad,
+        HAS_BIAS=bias is not None, HAS_SUM=total is not None, BLOCK_M=block_m, BLOCK_J=block_j, BLOCK_K=32, ACC=m.acc_tl,
+    )  # fmt: skip
+
+
+def _convolution_backward(
+    dlogits: Tensor, w: Tensor, b: Tensor | None, z: Tensor, kind: str, needs: Sequence[bool], need_z: bool
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of the 1-D convolution along channels; a handful of numbers, so plain torch."""
+    taps = w.numel()
+    half = taps // 2
+
+    def windows(t: Tensor) -> Tensor:  # [N, C, taps]
+        if kind == "circular":
+            index = torch.arange(-half, t.shape[1] + half, device=t.device) % t.shape[1]
+            return t[:, index].unfold(1, taps, 1)
+        return F.pad(t, (half, half)).unfold(1, taps, 1)
+
+    grads: list[Tensor | None] = [None] * 4
+    if needs[2]:
+        grads[2] = (windows(z) * dlogits[..., None]).sum((0, 1)).to(w.dtype).view(w.shape)
+    if needs[3] and b is not None:
+        grads[3] = dlogits.sum().to(b.dtype).view(b.shape)
+    dz = (windows(dlogits) * w.to(dlogits.dtype).flatten().flip(0)).sum(-1)[:, None].contiguous() if need_z else None
+    return dz, grads

@@ -1,0 +1,267 @@
+"""Channel gates: SE, ESE, ECA, cSE and CBAM's channel half. One autograd node, two launches forward, the map's gradient written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._library import Family
+from .._spec import Spec
+from . import _checks, _excite
+from ._launch import Cotangent, Map, gate_backward_channel, gate_backward_input, gate_forward
+
+# -- the gated map ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _fake(x, w1, b1, w2, b2, residual, spec: Spec) -> tuple[Tensor, ...]:
+    return (torch.empty_like(x), *_excite.fake(x, w1, spec))
+
+
+def _launch(x, w1, b1, w2, b2, residual, spec: Spec) -> tuple[Tensor, ...]:
+    m = Map(x)
+    excited = _excite.forward(m, w1, b1, w2, b2, spec)
+    return (gate_forward(m, excited.logits, None, residual, spec), *excited)
+
+
+def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
+    (g,) = grads
+    x, *params, residual = inputs
+    m = Map(x)
+    excited = _excite.Excited(*saved)
+    cotangent = Cotangent(m, g, residual, spec)
+    found: list[Tensor | None] = [None] * 6
+    if any(needs[:5]):
+        dlogits = gate_backward_channel(m, excited.logits, spec, cotangent=cotangent)
+        dz, found[1:5] = _excite.backward(m, dlogits, params, excited, spec, needs[1:5], needs[0])
+        cotangent.stored()
+        if needs[0]:
+            assert dz is not None
+            found[0] = gate_backward_input(m, spec, cotangent=cotangent, logits=excited.logits, pooled=(excited.z, dz, excited.aux))
+    elif needs[5]:
+        gate_backward_channel(m, excited.logits, spec, cotangent=cotangent)
+        cotangent.stored()
+    if needs[5]:
+        found[5] = cotangent.residual_grad(m, g, residual)
+    return found
+
+
+def _reference(x, w1, b1, w2, b2, residual, spec: Spec) -> tuple[Tensor, ...]:
+    logits = reference.broadcast_channels(_excite.plain(x, w1, b1, w2, b2, spec), x)
+    return (reference.gate(x, logits, gate=spec.gate, residual=residual, activation=spec.activation),)
+
+
+channel_gate = Family(
+    "channel_gate",
+    inputs=("x", *_excite.NAMES, "residual?"),
+    outputs=("y", *_excite.RESULTS),
+    differentiable=1,
+    saved=_excite.RESULTS,
+    batched=("x", "residual"),
+    fake=_fake,
+    launch=_launch,
+    backward=_backward,
+    reference=_reference,
+)
+
+# -- the logits alone ------------------------------------------------------------------------------------------------------------------------
+
+
+def _squeeze_fake(x, w1, b1, w2, b2, spec: Spec) -> tuple[Tensor, ...]:
+    excited = _excite.fake(x, w1, spec)
+    return (_squeeze_result(excited, spec).clone(memory_format=torch.contiguous_format), *excited)
+
+
+def _squeeze_result(excited: _excite.Excited, spec: Spec) -> Tensor:
+    return excited.z[:, : spec.pools.count("+") + 1] if spec.kind == "none" else excited.logits
+
+
+def _squeeze_launch(x, w1, b1, w2, b2, spec: Spec) -> tuple[Tensor, ...]:
+    excited = _excite.forward(Map(x), w1, b1, w2, b2, spec)
+    # an op may not return one tensor twice
+    return (_squeeze_result(excited, spec).clone(memory_format=torch.contiguous_format), *excited)
+
+
+def _squeeze_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
+    (dlogits,) = grads
+    x, *params = inputs
+    m = Map(x)
+    excited = _excite.Excited(*saved)
+    dlogits = dlogits.contiguous()
+    found: list[Tensor | None] = [None] * 5
+    dz: Tensor | None = dlogits
+    if spec.kind != "none":
+        dz, found[1:] = _excite.backward(m, dlogits, params, excited, spec, needs[1:], needs[0])
+    if needs[0]:
+        assert dz is not None
+        found[0] = gate_backward_input(m, spec, pooled=(excited.z, dz, excited.aux))
+    return found
+
+
+channel_squeeze = Family(
+    "channel_squeeze",
+    inputs=("x", *_excite.NAMES),
+    outputs=("result", *_excite.RESULTS),
+    differentiable=1,
+    saved=_excite.RESULTS,
+    batched=("x",),
+    fake=_squeeze_fake,
+    launch=_squeeze_launch,
+    backward=_squeeze_backward,
+    reference=lambda x, w1, b1, w2, b2, spec: (_excite.plain(x, w1, b1, w2, b2, spec),),
+)
+
+# -- public functions ------------------------------------------------------------------------------------------------------------------------
+
+RANKS = (3, 4, 5)
+POOLS = ("avg", "max", "lp", "lse", "avg_max")
+MAX_GRADS = ("first", "even")
+
+
+def _common(x: Tensor, residual: Tensor | None, activation: str, gate: str) -> None:
+    _checks.feature_map(x, ranks=RANKS)
+    _checks.residual(residual, x)
+    _checks.choice("activation", activation, reference.ACTIVATIONS)
+    _checks.choice("gate", gate, reference.GATES)
+
+
+def mlp_kind(x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor, b2: Tensor | None, hidden: str) -> str:
+    """Checks the excite's layers; "mlp", or "fc" where there is no first layer."""
+    _checks.choice("hidden", hidden, reference.HIDDEN)
+    c = x.shape[1]
+    if w1 is None:
+        if b1 is not None:
+            raise ValueError("b1: got a tensor, expected None where w1 is None")
+        _checks.layer("w2", w2, x, c, c)
+        kind = "fc"
+    else:
+        r = _checks.layer("w1", w1, x, None, c)
+        _checks.parameter("b1", b1, x, (r,))
+        _checks.layer("w2", w2, x, c, r)
+        kind = "mlp"
+    _checks.parameter("b2", b2, x, (c,))
+    return kind
+
+
+def pool_names(pools: Sequence[str]) -> str:
+    """Checks a selection of pools and joins it."""
+    if isinstance(pools, str) or not pools:
+        raise ValueError(f"pools: got {pools!r}, expected a non-empty sequence of {', '.join(map(repr, POOLS))}")
+    for pool in pools:
+        _checks.choice("pools", pool, POOLS)
+    if len(set(pools)) != len(pools):
+        raise ValueError(f"pools: got {tuple(pools)!r}, expected each at most once")
+    if "avg_max" in pools and len(pools) > 1:
+        raise ValueError(f"pools: got {tuple(pools)!r}, expected 'avg_max' alone")
+    return "+".join(pools)
+
+
+def se(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, *, pool: str = "avg", hidden: str = "relu", gate: str = "sigmoid",
+    max_grad: str = "first", residual: Tensor | None = None, activation: str = "none",
+) -> Tensor:  # fmt: skip
+    """Squeeze-and-Excitation (Hu et al., 2018, arXiv:1709.01507): y = a(x * f(w2 h(w1 z + b1) + b2) + residual), z = pool(x).
+
+    Args:
+        x: [N, C, *spatial] with one to three spatial dimensions; float32, float16, bfloat16 or float64.
+        w1: [R, C] or the 1x1 convolution's [R, C, 1, ...]; b1: [R] or None; w2: [C, R] likewise; b2: [C] or None. Their dtype may differ from x's.
+        pool: "avg" (mean over positions) or "avg_max" (half mean, half maximum, as timm's add_maxpool).
+        hidden: h, one of none, relu, relu6, leaky_relu (slope 0.01), silu, hardswish, gelu.
+        gate: f, one of sigmoid, hard_sigmoid (relu6(t + 3) / 6), relu, none.
+        max_grad: a maximum's gradient goes to its "first" index (torch's max pooling) or is shared "even" among ties (amax).
+        residual: of x's shape and dtype, added after the gate. activation: a, one of none, relu, silu, hardswish, gelu (erf).
+
+    Returns: y, x's dtype, with the strides of torch.empty_like(x).
+    Raises: TypeError for a wrong dtype or layout, ValueError for a wrong shape, device or option; both name the argument.
+    """
+    _common(x, residual, activation, gate)
+    _checks.choice("pool", pool, ("avg", "avg_max"))
+    _checks.choice("max_grad", max_grad, MAX_GRADS)
+    _checks.required("w1", w1)
+    kind = mlp_kind(x, w1, b1, w2, b2, hidden)
+    return channel_gate(x, w1, b1, w2, b2, residual, spec=Spec(pool, kind, hidden, gate, max_grad=max_grad, activation=activation))
+
+
+def ese(
+    x: Tensor, w: Tensor, b: Tensor | None = None, *, gate: str = "hard_sigmoid", residual: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """Effective Squeeze-Excitation (Lee & Park, 2020, arXiv:1911.06667): y = a(x * f(w z + b) + residual), z the mean over positions.
+
+    x: [N, C, *spatial]; w: [C, C] or [C, C, 1, ...]; b: [C] or None. Other arguments, result and errors as in `se`. The paper's gate is the
+    hard sigmoid; HGNet's is the sigmoid.
+    """
+    _common(x, residual, activation, gate)
+    kind = mlp_kind(x, None, None, w, b, "none")
+    return channel_gate(x, None, None, w, b, residual, spec=Spec("avg", kind, "none", gate, activation=activation))
+
+
+def eca(
+    x: Tensor, w: Tensor, b: Tensor | None = None, *, padding: str = "zeros", gate: str = "sigmoid", residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:  # fmt: skip
+    """Efficient Channel Attention (Wang et al., 2020, arXiv:1910.03151): y = a(x * f(conv1d(z)) + residual), z the mean over positions.
+
+    x: [N, C, *spatial]; w: [1, 1, k] with k odd, slid along the channels; b: [1] or None; padding: "zeros", or "circular" as timm's CecaModule.
+    Other arguments, result and errors as in `se`.
+    """
+    _common(x, residual, activation, gate)
+    _checks.choice("padding", padding, ("zeros", "circular"))
+    _checks.required("w", w)
+    if w.dim() != 3 or w.shape[-1] % 2 == 0:
+        raise ValueError(f"w: got shape {list(w.shape)}, expected [1, 1, k] with k odd")
+    _checks.parameter("w", w, x, (1, 1, w.shape[-1]))
+    _checks.parameter("b", b, x, (1,))
+    kind = "conv" if padding == "zeros" else "circular"
+    return channel_gate(x, None, None, w, b, residual, spec=Spec("avg", kind, "none", gate, activation=activation))
+
+
+def cse(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, *, hidden: str = "relu", gate: str = "sigmoid",
+    residual: Tensor | None = None, activation: str = "none",
+) -> Tensor:  # fmt: skip
+    """Channel squeeze and excitation of scSE (Roy et al., 2018, arXiv:1803.02579): `se` with the mean; there R = C / 2.
+
+    Some published copies have no activation between the layers: hidden="none".
+    """
+    return se(x, w1, b1, w2, b2, hidden=hidden, gate=gate, residual=residual, activation=activation)
+
+
+def channel_attention(
+    x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor, b2: Tensor | None, *, pools: Sequence[str] = ("avg", "max"), hidden: str = "relu",
+    gate: str = "sigmoid", max_grad: str = "first", apply: bool = True, residual: Tensor | None = None, activation: str = "none",
+) -> Tensor:  # fmt: skip
+    """Channel half of CBAM (Woo et al., 2018, arXiv:1807.06521): y = a(x * f(sum over pools k of MLP(pool_k(x))) + residual).
+
+    MLP(z) = w2 h(w1 z + b1) + b2 is shared by the pools; with w1=None it is the single layer w2 [C, C].
+    pools: of avg (mean), max, lp ((sum x^2)^(1/2)) and lse (log sum exp), as in the authors' code, or avg_max (half mean, half maximum) alone.
+    apply: False returns the gate f(...) [N, C, 1, ...] instead of the gated map. Other arguments, result and errors as in `se`.
+    """
+    _common(x, residual, activation, gate)
+    names = pool_names(pools)
+    _checks.choice("max_grad", max_grad, MAX_GRADS)
+    kind = mlp_kind(x, w1, b1, w2, b2, hidden)
+    spec = Spec(names, kind, hidden, gate, max_grad=max_grad, activation=activation)
+    if apply:
+        return channel_gate(x, w1, b1, w2, b2, residual, spec=spec)
+    _refuse_epilogue(residual, activation)
+    logits = channel_squeeze(x, w1, b1, w2, b2, spec=spec)
+    return reference.broadcast_channels(reference.GATES[gate](logits).to(x.dtype), x)
+
+
+def _refuse_epilogue(residual: Tensor | None, activation: str) -> None:
+    if residual is not None or activation != "none":
+        raise ValueError("apply: got False together with a residual or an activation, which belong to the gated map")
+
+
+def channel_statistics(x: Tensor, pools: Sequence[str] = ("avg", "max"), *, max_grad: str = "first") -> Tensor:
+    """Statistics of every channel over its positions, from one read of the map: [N, K, C] in fp32 (fp64 for fp64 maps).
+
+    x: [N, C, *spatial]; pools: of avg (mean), max, lp ((sum x^2)^(1/2)), lse (log sum exp), or avg_max (half mean, half maximum) alone; max_grad and
+    errors as in `se`.
+    """
+    _checks.feature_map(x, ranks=RANKS)
+    names = pool_names(pools)
+    _checks.choice("max_grad", max_grad, MAX_GRADS)
+    return channel_squeeze(x, None, None, None, None, spec=Spec(names, max_grad=max_grad))

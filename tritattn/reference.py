@@ -1,0 +1,137 @@
+"""Plain torch definitions of every op: the fp64 oracle of the tests, the CPU path, and the source of double backward, vmap and jvp.
+
+Arithmetic is done in fp32 for fp16 and bf16 maps (fp64 for fp64 maps) and rounded once, at the output, as the kernels do. Every function is
+differentiable by autograd to any order and traces to standard ATen ops. Shapes: x [N, C, *spatial], gates broadcastable to x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda t: t,
+    "relu": torch.relu,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+}
+HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "relu6": F.relu6, "leaky_relu": F.leaky_relu}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "hard_sigmoid": F.hardsigmoid,
+    "relu": torch.relu,
+    "none": lambda t: t,
+}
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which maps of `dtype` are reduced and gated: fp64 for fp64, otherwise fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _acc(t: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if t is None else t.to(accumulator(like.dtype))
+
+
+def _maximum(x: Tensor, dim: int, max_grad: str, keepdim: bool = False) -> Tensor:
+    """Maximum over `dim`; its gradient goes to one index ("first", as max pooling) or is shared among ties ("even", as amax)."""
+    return x.max(dim, keepdim=keepdim).values if max_grad == "first" else x.amax(dim, keepdim=keepdim)
+
+
+def channel_statistics(x: Tensor, pools: Sequence[str] = ("avg", "max"), *, max_grad: str = "first") -> Tensor:
+    """Statistics of every channel over all positions, in fp32 (fp64 for fp64 maps): [N, K, C].
+
+    avg: mean; max: maximum; avg_max: (mean + maximum) / 2; lp: (sum x^2)^(1/2); lse: log sum exp x.
+    """
+    flat = x.flatten(2).to(accumulator(x.dtype))  # [N, C, M]
+    values = []
+    for pool in pools:
+        if pool == "avg":
+            values.append(flat.mean(-1))
+        elif pool == "max":
+            values.append(_maximum(flat, -1, max_grad))
+        elif pool == "avg_max":
+            values.append(0.5 * flat.mean(-1) + 0.5 * _maximum(flat, -1, max_grad))
+        elif pool == "lp":
+            values.append(flat.square().sum(-1).sqrt())
+        else:
+            values.append(flat.logsumexp(-1))
+    return torch.stack(values, 1)
+
+
+def spatial_statistics(x: Tensor, kinds: Sequence[str] = ("mean", "max"), *, max_grad: str = "first") -> Tensor:
+    """Statistics of every position over all channels, in fp32 (fp64 for fp64 maps): [N, K, H, W].
+
+    mean, max, and mix = (mean + max) / 2.
+    """
+    x = x.to(accumulator(x.dtype))
+    values = []
+    for kind in kinds:
+        if kind == "mean":
+            values.append(x.mean(1))
+        elif kind == "max":
+            values.append(_maximum(x, 1, max_grad))
+        else:
+            values.append(0.5 * x.mean(1) + 0.5 * _maximum(x, 1, max_grad))
+    return torch.stack(values, 1)
+
+
+def excite(z: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, *, kind: str, hidden: str) -> Tensor:
+    """The small network between squeeze and gate: statistics z [N, K, C] -> logits [N, C].
+
+    mlp: sum_k (w2 hidden(w1 z_k + b1) + b2); fc: sum_k (w2 z_k + b2); conv, circular: a 1-D convolution of z along the channels with the odd
+    kernel w2, zero or circular padding.
+    """
+    w1, b1, w2, b2 = (_acc(t, z) for t in (w1, b1, w2, b2))
+    assert w2 is not None
+    if kind in ("conv", "circular"):
+        k = w2.numel()
+        if kind == "circular":
+            # a gather, because torch's circular padding refuses a pad wider than the input
+            index = torch.arange(-(k // 2), z.shape[-1] + k // 2, device=z.device) % z.shape[-1]
+            z = z[..., index]
+        return F.conv1d(z, w2.reshape(1, 1, k), b2, padding=k // 2 if kind == "conv" else 0)[:, 0]
+    if kind == "mlp":
+        assert w1 is not None
+        z = HIDDEN[hidden](F.linear(z, w1.flatten(1), b1))
+    return F.linear(z, w2.flatten(1), b2).sum(1)
+
+
+def finish(gated: Tensor, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    """activation(gated + residual), rounded to x's dtype."""
+    if residual is not None:
+        gated = gated + residual.to(gated.dtype)
+    return ACTIVATIONS[activation](gated).to(x.dtype)
+
+
+def gate(x: Tensor, weights: Tensor, *, gate: str = "none", residual: Tensor | None = None, activation: str = "none") -> Tensor:
+    """y = activation(x * f(weights) + residual), weights broadcastable to x."""
+    acc = accumulator(x.dtype)
+    return finish(x.to(acc) * GATES[gate](weights.to(acc)), x, residual, activation)
+
+
+def broadcast_channels(t: Tensor, x: Tensor) -> Tensor:
+    """[N, C] -> [N, C, 1, ...] with x's rank."""
+    return t.view(*t.shape, *(1,) * (x.dim() - 2))
+
+
+def pixel_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """q[n, 0, h, w] = sum_c w_c x[n, c, h, w] + b."""
+    acc = accumulator(x.dtype)
+    q = (x.to(acc) * w.to(acc).reshape(1, -1, 1, 1)).sum(1, keepdim=True)
+    return q if b is None else q + b.to(acc)
+
+
+def concurrent(x: Tensor, s: Tensor, q: Tensor, combine: str) -> Tensor:
+    """scSE's two gates on one map: x s + x q, or their element-wise maximum."""
+    x = x.to(accumulator(x.dtype))
+    return x * (s + q) if combine == "sum" else torch.maximum(x * s, x * q)
+
+
+def spatial_convolution(stats: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The k x k convolution of a spatial gate, 'same' padding: [N, K, H, W] -> [N, 1, H, W]."""
+    return F.conv2d(stats, weight.to(stats.dtype), _acc(bias, stats), padding=weight.shape[-1] // 2)

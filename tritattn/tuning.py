@@ -1,0 +1,113 @@
+"""Tile choice: (pass, shape, dtype, layout, device) -> Config, a pure function.
+
+Every rank of a job and every run gets the same tiles for the same shape, so the same bits. No kernel needs a table to be correct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+RESIDENT_CHANNELS = 2048  # a program holds this many channels of a few positions in registers
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tiles of one launch: BLOCK_C channels x BLOCK_P positions per step, positions cut into `splits` programs."""
+
+    block_c: int
+    block_p: int
+    splits: int = 1
+    num_warps: int = 4
+    source: str = "rule"
+
+    @property
+    def key(self) -> str:
+        return f"c{self.block_c}p{self.block_p}s{self.splits}w{self.num_warps}"
+
+
+_forced: dict[str, Any] = {}
+
+
+@contextmanager
+def forced(**fields: int) -> Iterator[None]:
+    """Override fields of every Config inside the block; for tests and for tuning."""
+    global _forced
+    saved, _forced = _forced, {**_forced, **fields}
+    choose.cache_clear()
+    try:
+        yield
+    finally:
+        _forced = saved
+        choose.cache_clear()
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two >= n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@lru_cache(maxsize=64)
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors; an H200's where there is no GPU, so that tiles chosen without one are those that run on one."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 132
+
+
+@lru_cache(maxsize=8192)
+def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device) -> Config:
+    """The tiles of a pass over an [n, c, hw] map.
+
+    role: "channel" reduces positions; "column" and "pixel" own all channels of their positions, "pixel" at once (RESIDENT); "tile" is elementwise.
+    """
+    rule = {"channel": _channel, "tile": _tile, "column": _column, "pixel": _pixel}[role]
+    config = rule(n, c, hw, itemsize, channels_last, processors(device))
+    return replace(config, source="forced", **_forced) if _forced else config
+
+
+def _fit(c: int, hw: int, elements: int, channels_last: bool) -> tuple[int, int]:
+    """A tile of `elements`, long in the contiguous dimension."""
+    if channels_last:
+        block_c = min(power_of_two(c), 128)
+        return block_c, max(1, min(power_of_two(hw), elements // block_c))
+    block_p = min(power_of_two(hw), 256)
+    return max(1, min(power_of_two(c), elements // block_p)), block_p
+
+
+def _channel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    block_c, block_p = _fit(c, hw, 4096, channels_last)
+    programs = n * -(-c // block_c)
+    steps = -(-hw // block_p)
+    splits = min(steps, power_of_two(-(-4 * sms // max(programs, 1))))
+    return Config(block_c, block_p, splits)
+
+
+def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    return Config(*_fit(c, hw, 4096, channels_last))
+
+
+def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    if channels_last:
+        return Config(min(power_of_two(c), 128), min(power_of_two(hw), 32))
+    block_p = min(power_of_two(hw), 256)
+    while block_p > 32 and n * -(-hw // block_p) < 2 * sms:
+        block_p //= 2
+    return Config(max(1, min(power_of_two(c), 4096 // block_p)), block_p)
+
+
+def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    if c > RESIDENT_CHANNELS:
+        column = _column(n, c, hw, itemsize, channels_last, sms)
+        return replace(column, splits=-(-hw // column.block_p))
+    block_c = power_of_two(c)
+    elements = 8192 if block_c <= 512 else 16384
+    block_p = max(1, min(power_of_two(hw), elements // block_c, 256))
+    steps = -(-hw // block_p)
+    splits = min(steps, max(1, power_of_two(-(-4 * sms // max(n, 1)))))
+    return Config(block_c, block_p, splits, 4 if elements == 8192 else 8)
