@@ -59,9 +59,9 @@ def excite_image(
                 w = tl.load(w2_ptr + c[:, None] * R + r[None, :], mask=both, other=0.0).to(ACC)
                 t += tl.sum(w * h[None, :], 1)
         elif KIND == "fc":
-            for i0 in range(0, C, BLOCK_C):
-                i = i0 + tl.arange(0, BLOCK_C)
-                z = tl.zeros([BLOCK_C], ACC)
+            for i0 in range(0, C, BLOCK_R):
+                i = i0 + tl.arange(0, BLOCK_R)
+                z = tl.zeros([BLOCK_R], ACC)
                 for k in tl.static_range(K):
                     z += tl.load(z_ptr + k * C + i, mask=i < C, other=0.0, cache_modifier=".cg")
                 both = (c[:, None] < C) & (i[None, :] < C)

@@ -10,7 +10,8 @@ if not (_package / "kernels").is_dir() and (_package.parent / "pyproject.toml").
     __path__.append(str(_package.parent))
 del _package, Path
 
-from . import ops, reference  # noqa: E402
+from . import nn, ops, reference  # noqa: E402
 from ._library import backend, explain  # noqa: E402
+from .convert import convert, restore  # noqa: E402
 
-__all__ = ["__version__", "backend", "explain", "ops", "reference"]
+__all__ = ["__version__", "backend", "convert", "explain", "nn", "ops", "reference", "restore"]

@@ -7,13 +7,13 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
 from . import nn as blocks
 from ._match import Match, bypassed, plain_type, squeezed
-from .nn._base import Block, obstacle, sublayer
+from .nn._base import Block, not_scriptable, obstacle, sublayer
 from .peers import NoFit
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -98,7 +98,6 @@ def _check_shapes(path: str, theirs: Any, ours: Any) -> None:
 class Fused:
     """Mixed into the class of a converted block."""
 
-    __slots__ = ()
     _tritattn: Plan
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,6 +105,9 @@ class Fused:
         if len(args) == 1 and not kwargs and plan.covers(self, args[0]):  # type: ignore[arg-type]
             return plan.run(self, args[0])  # type: ignore[arg-type]
         return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        not_scriptable(self)  # type: ignore[arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time: name the original one instead, and make it again.

@@ -18,8 +18,8 @@ PASSIVE = frozenset(
 LAYERS = frozenset({"Linear", "Conv1d", "Conv2d", "BatchNorm2d", "SyncBatchNorm", "BatchNormAct2d"})
 
 
-class Unrelated(NoFit):
-    """The class only happens to have a name as common as BasicBlock."""
+class Absent(NoFit):
+    """The block has not the entry's layers: its class only happens to have the same name."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ class Match:
 
 
 def match(peer: Peer, block: nn.Module) -> Match:
-    """The block read as that entry. Raises NoFit with the reason, Unrelated where not even the name means anything."""
+    """The block read as that entry. Raises NoFit with the reason."""
     modules = dict(block.named_modules(remove_duplicate=False))
-    absent = [path for path in (*peer.layers.values(), *peer.called[:1]) if path not in modules]
-    if absent:
-        raise (Unrelated if peer.common_name else NoFit)(f"it has no layer {absent[0]}")
+    for path in (*peer.layers.values(), *peer.called[:1]):
+        if path not in modules:
+            raise Absent(f"it has no layer {path}")
+    chosen = peer.read(block)
     for path, module in bypassed(peer, block):
         _check_inner(peer, path, module)
     layers = {ours: modules[theirs] for ours, theirs in peer.layers.items()}
-    options = {**_sizes(peer.module, layers), **_activations(peer, modules), **peer.options, **peer.read(block)}
+    options = {**_sizes(peer.module, layers), **_activations(peer, modules), **peer.options, **chosen}
     channels = modules[peer.called[0]].in_channels if peer.called else options.get("channels", 16)
     pools = [name for m in modules.values() if (name := type(m).__name__).startswith("AdaptiveAvgPool")]
     return Match(peer, options, channels, 2 + int(pools[0][-2]) if pools else 4)

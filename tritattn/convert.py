@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ._fused import Fused, install, make_plan, original_type, uninstall
-from ._match import Unrelated, match
+from ._match import Absent, match
 from ._verify import verify
 from .nn._base import Block
 from .peers import NoFit, candidates
@@ -126,21 +126,22 @@ def _closed(module: nn.Module, path: str) -> Row | None:
 
 def _swap(block: nn.Module, path: str) -> Row | None:
     """Converts a block. The row that says so or why not; None for a module that no entry is about."""
-    entries = candidates(block)
-    reasons = []
-    for peer in entries:
+    near, far = [], []  # reasons of entries whose layers the block has, and of the others
+    for peer in candidates(block):
         try:
             found = match(peer, block)
             _check_tensors(block)
             plan = make_plan(found, block)
             verify(block, plan, found)
-        except Unrelated:
-            continue
+        except Absent as error:
+            if not peer.common_name:
+                far.append(f"not {peer}: {error}")
         except (NoFit, AttributeError, IndexError, TypeError, ValueError) as error:
-            reasons.append(f"as {peer}: {error}" if len(entries) > 1 else str(error))
-            continue
-        install(block, plan)
-        return Row(path, peer.classes[0], "converted", f"{plan.module.__name__} ({peer.source})")
+            near.append(f"{peer}: {error}")
+        else:
+            install(block, plan)
+            return Row(path, type(block).__name__, "converted", f"{plan.module.__name__} ({peer.source})")
+    reasons = near or far
     return Row(path, type(block).__name__, "left", "; ".join(reasons)) if reasons else None
 
 

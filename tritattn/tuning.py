@@ -81,7 +81,8 @@ def _fit(c: int, hw: int, elements: int, channels_last: bool) -> tuple[int, int]
 
 
 def _channel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    block_c, block_p = _fit(c, hw, 4096, channels_last)
+    # rows that cannot be loaded in vectors need a register per element
+    block_c, block_p = _fit(c, hw, 4096 if channels_last or hw % 4 == 0 else 2048, channels_last)
     programs = n * -(-c // block_c)
     steps = -(-hw // block_p)
     splits = min(steps, power_of_two(-(-4 * sms // max(programs, 1))))
@@ -102,12 +103,13 @@ def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
 
 
 def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    if c > RESIDENT_CHANNELS:
+    block_c = power_of_two(c)
+    block_p = max(1, min(power_of_two(hw), 8192 // block_c, 256))
+    # a resident tile of a few positions would waste most of every 32-byte sector of channels-first rows
+    resident = c <= RESIDENT_CHANNELS and (channels_last or block_p >= hw or block_p * itemsize >= 32)
+    if not resident:
         column = _column(n, c, hw, itemsize, channels_last, sms)
         return replace(column, splits=-(-hw // column.block_p))
-    block_c = power_of_two(c)
-    elements = 8192 if block_c <= 512 else 16384
-    block_p = max(1, min(power_of_two(hw), elements // block_c, 256))
     steps = -(-hw // block_p)
     splits = min(steps, max(1, power_of_two(-(-4 * sms // max(n, 1)))))
-    return Config(block_c, block_p, splits, 4 if elements == 8192 else 8)
+    return Config(block_c, block_p, splits, 8)

@@ -64,7 +64,7 @@ def forward(m: Map, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2:
         out.hidden, out.logits, w1, b1, w2, b2, R=r, K=k, ROWS=rows, SPLITS=splits, **m.args, **pool_rows(spec.pools), EVEN=spec.max_grad == "even",
         KIND=spec.kind if inside else "none", HIDDEN=spec.hidden, TAPS=w2.numel() if w2 is not None and spec.kind in ("conv", "circular") else 0,
         HAS_B1=b1 is not None, HAS_B2=b2 is not None, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
-        EXCITE_C=min(tuning.power_of_two(m.c), 128), EXCITE_R=min(tuning.power_of_two(max(r, 1)), 16), num_warps=config.num_warps,
+        EXCITE_C=min(tuning.power_of_two(m.c), 128), EXCITE_R=16, num_warps=config.num_warps,
     )  # fmt: skip
     if spec.kind == "none" or inside:
         return out

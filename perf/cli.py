@@ -1,0 +1,90 @@
+"""The commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from . import cases, providers, shapes
+from . import sweep as sweeps
+from .ops import OPS, op
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console()
+QUICK_SECONDS = 60.0
+
+
+def _several(text: str | None, default: tuple[str, ...], known: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """A comma list from the command line."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip()) if text else default
+    for name in names:
+        if known is None:
+            try:
+                op(name)
+            except ValueError as error:
+                raise typer.BadParameter(str(error)) from None
+        elif name not in known:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}")
+    return names
+
+
+def _device(asked: str | None) -> str:
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cuda", "cpu"):
+        raise typer.BadParameter("device is cuda or cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("this torch sees no GPU")
+    return device
+
+
+@app.command()
+def sweep(
+    csv: Annotated[Path, typer.Option(help="where the rows go; an interrupted run of the same command goes on in it")],
+    ops: Annotated[str | None, typer.Option(help=f"comma list of ops: {', '.join(OPS)}, or any block with +residual and an activation")] = None,
+    sets: Annotated[str | None, typer.Option(help=f"comma list of shape sets: {', '.join(shapes.SETS)}")] = None,
+    dtypes: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.DTYPES)}")] = None,
+    layouts: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.LAYOUTS)}")] = None,
+    modes: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(sweeps.MODES)}")] = None,
+    batches: Annotated[str | None, typer.Option(help="comma list of batch sizes, instead of the shape set's own")] = None,
+    with_providers: Annotated[str | None, typer.Option("--providers", help=f"comma list of {', '.join(providers.PROVIDERS)}")] = None,
+    budget: Annotated[float | None, typer.Option(help="seconds; the most important rows come first")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a budget of a minute, and on a CPU next to no compiling")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
+) -> None:
+    """Check every implementation against fp64 and time it: ops x shapes x dtype x layout x mode x provider."""
+    chosen = _device(device)
+    plan = sweeps.Plan(
+        cases.all_cases(
+            _several(ops, OPS),
+            _several(sets, tuple(shapes.SETS), tuple(shapes.SETS)),
+            # a CPU emulates reduced precision, which says nothing about either
+            _several(dtypes, ("bf16", "fp32", "fp16") if chosen == "cuda" else ("fp32",), tuple(cases.DTYPES)),
+            _several(layouts, tuple(cases.LAYOUTS), tuple(cases.LAYOUTS)),
+            [int(n) for n in batches.split(",")] if batches else () if chosen == "cuda" else (2,),
+        ),
+        _several(with_providers, providers.PROVIDERS, providers.PROVIDERS),
+        _several(modes, sweeps.MODES, sweeps.MODES),
+        budget=budget if budget is not None or not quick else QUICK_SECONDS,
+        compile_cases=1 if quick and chosen == "cpu" else None,
+    )
+    sweeps.sweep(plan, csv, chosen, console, resume=not fresh)
+    console.print(f"rows in {csv}")
+
+
+@app.command()
+def compare(a: Annotated[Path, typer.Argument(help="the sweep before")], b: Annotated[Path, typer.Argument(help="the sweep after")]) -> None:
+    """Compare two sweeps of one device: exit 1 where B is slower beyond max(5 %, noise) or no longer right, 2 where they cannot be compared."""
+    from . import compare as comparing
+
+    try:
+        found = comparing.compare(a, b)
+    except (ValueError, OSError) as error:
+        console.print(f"cannot compare: {error}")
+        raise typer.Exit(2) from None
+    comparing.print_comparison(found, console)
+    raise typer.Exit(found.exit_code)

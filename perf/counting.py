@@ -1,0 +1,203 @@
+"""Counting what a computation moves and launches: torch's operators as they are dispatched, Triton's kernels as the interpreter runs them.
+
+A buffer is of map order when it grows with the map: at least an eighth of its elements, which no statistic of a channel or a pixel reaches, and
+not of the size of a parameter. Its traffic is reported in U; all other traffic beside it, as "other".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+SECTOR = 32  # bytes; the unit in which GPUs move global memory
+ALLOCATIONS = frozenset("empty empty_like empty_strided new_empty new_empty_strided _local_scalar_dense lift_fresh".split())
+OVERWRITES = frozenset("copy_ fill_ zero_".split())  # their first argument is not read
+
+
+@dataclass(frozen=True)
+class MapOrder:
+    """Tells buffers of map order from the rest, by their number of elements."""
+
+    map_numel: int
+    parameter_numels: frozenset[int] = frozenset()
+
+    def __call__(self, numel: int) -> bool:
+        return 8 * numel >= self.map_numel and numel not in self.parameter_numels
+
+
+@dataclass
+class Moved:
+    """Bytes by direction and kind, and the number of launches."""
+
+    launches: int = 0
+    map_read: float = 0
+    map_write: float = 0
+    other: float = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, direction: str, of_map: bool, count: float) -> None:
+        if not of_map:
+            self.other += count
+        elif direction == "read":
+            self.map_read += count
+        else:
+            self.map_write += count
+
+    def in_u(self, map_bytes: int) -> dict[str, float]:
+        read, write = self.map_read / map_bytes, self.map_write / map_bytes
+        return {"read_u": read, "write_u": write, "total_u": read + write, "other_u": self.other / map_bytes}
+
+
+def distinct_numel(t: Tensor) -> int:
+    """Elements of memory behind t: an expanded dimension holds one."""
+    count = 1
+    for size, stride in zip(t.shape, t.stride(), strict=True):
+        count *= 1 if stride == 0 and size > 1 else size
+    return count
+
+
+def _is_view(schema: Any) -> bool:
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+
+
+class Counter(TorchDispatchMode):
+    """Counts every operator that reads or writes memory, at the sizes of its arguments and results, as one launch.
+
+    tritattn's own operators are entered, so that the operators inside their launchers count as well; kernels are for `interpreted` to count.
+    """
+
+    def __init__(self, of_map: MapOrder):
+        super().__init__()
+        self.of_map = of_map
+        self.moved = Moved()
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func.namespace == "tritattn":
+            with self:
+                return _own_operator(func)(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        if self.paused or name in ALLOCATIONS or _is_view(func._schema):
+            return result
+        read = tree_leaves((args, kwargs or {}))[name in OVERWRITES :]
+        written = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if not written or name == "_unsafe_view":
+            return result
+        self.moved.launches += 1
+        self.moved.names.append(name)
+        for direction, tensors in (("read", read), ("write", written)):
+            for t in tensors:
+                if isinstance(t, Tensor):
+                    numel = distinct_numel(t)
+                    self.moved.add(direction, self.of_map(numel), numel * t.element_size())
+        return result
+
+
+def _own_operator(func: Any) -> Callable[..., Any]:
+    """The Python behind a registered operator of tritattn."""
+    from tritattn import _library
+
+    name = func._schema.name.split("::")[1]
+    family = _library._families.get(name)
+    if family is not None:
+        return family._op_impl
+    return _library._families[name.removesuffix("_backward")]._op_backward_impl
+
+
+def count_launches(call: Callable[[], Any], device: str, provider: str) -> int | None:
+    """Launches of one call: a GPU's kernels, copies and fills; on a CPU, operators of eager code. None where they cannot be seen."""
+    if device == "cpu":
+        if provider == "compile":
+            return None
+        with Counter(MapOrder(1)) as counter:
+            call()
+        return counter.moved.launches
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+            call()
+            torch.cuda.synchronize()
+        return sum(event.device_type == DeviceType.CUDA for event in profiler.events() or ())
+    except RuntimeError:  # another profiler holds the device
+        return None
+
+
+# -- Triton's interpreter ------------------------------------------------------------------------------------------------------------------
+
+# method of the interpreter's builder -> (directions, position of the mask among the arguments after the pointers)
+_ACCESSES: dict[str, tuple[tuple[str, ...], int | None]] = {
+    "create_load": (("read",), None),
+    "create_store": (("write",), None),
+    "create_masked_load": (("read",), 0),
+    "create_masked_store": (("write",), 1),
+    "create_atomic_cas": (("read", "write"), None),
+}
+
+
+@contextmanager
+def interpreted(counter: Counter) -> Iterator[Counter]:
+    """Inside the block, kernels that the interpreter runs count into `counter`: each access by the distinct sectors that its unmasked lanes touch."""
+    import triton.runtime.interpreter as interpreter
+
+    spans: list[tuple[int, int, bool]] = []
+
+    def record(address: np.ndarray, directions: Collection[str]) -> None:
+        if not address.size:
+            return
+        first = int(address.flat[0])
+        of_map = next((span[2] for span in spans if span[0] <= first < span[1]), False)
+        count = np.unique(address >> 5).size * SECTOR
+        for direction in directions:
+            counter.moved.add(direction, of_map, count)
+
+    def watched(original: Callable[..., Any], directions: Collection[str], mask_at: int | None) -> Callable[..., Any]:
+        def access(builder: Any, pointers: Any, *args: Any) -> Any:
+            address = pointers.data
+            record(address if mask_at is None else address[args[mask_at].data.astype(bool)], directions)
+            return original(builder, pointers, *args)
+
+        return access
+
+    def atomic(original: Callable[..., Any]) -> Callable[..., Any]:
+        def access(builder: Any, operation: Any, pointers: Any, value: Any, mask: Any, *args: Any) -> Any:
+            record(pointers.data[mask.data.astype(bool)], ("read", "write"))
+            return original(builder, operation, pointers, value, mask, *args)
+
+        return access
+
+    run = interpreter.InterpretedFunction.run
+
+    def launch(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        spans[:] = [(t.data_ptr(), t.data_ptr() + t.untyped_storage().nbytes(), counter.of_map(t.numel())) for t in tensors]
+        counter.moved.launches += 1
+        counter.moved.names.append(kernel.fn.__name__)
+        counter.paused = True  # the interpreter's own tensors
+        try:
+            return run(kernel, *args, **kwargs)
+        finally:
+            counter.paused = False
+
+    builder = interpreter.InterpreterBuilder
+    patches = [mock.patch.object(builder, name, watched(getattr(builder, name), *how)) for name, how in _ACCESSES.items()]
+    patches.append(mock.patch.object(builder, "create_atomic_rmw", atomic(builder.create_atomic_rmw)))
+    patches.append(mock.patch.object(interpreter.InterpretedFunction, "run", launch))
+    for patch in patches:
+        patch.start()
+    try:
+        yield counter
+    finally:
+        for patch in patches:
+            patch.stop()

@@ -1,0 +1,133 @@
+"""The CSV files: their columns, what identifies a row, and how rows are written and read. Nothing else names a column list."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+
+ENVIRONMENT = ("device", "os", "python", "torch", "triton", "cuda", "driver", "tritattn", "commit", "timestamp")
+
+SWEEP = (
+    *("op", "provider", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "status", "max_err", "timer", "l2"),
+    *("ms_p50", "ms_p20", "ms_p80", "launches", "bytes_min", "gbps", "pct_copy", "peak_mb", "config", "config_source"),
+    *ENVIRONMENT,
+    *("copy_gbps", "samples"),
+)
+TRAFFIC = (
+    *("op", "provider", "mode", "layout", "dtype", "n", "c", "h", "w", "read_u", "write_u", "total_u", "other_u"),
+    *("launches", "bar_u", "floor_u", "status"),
+    *ENVIRONMENT,
+)
+CODEGEN = (
+    *("kernel", "config", "layout", "dtype", "target", "registers", "spill_bytes", "shared_bytes"),
+    *("map_load_bits", "map_store_bits", "status"),
+    *ENVIRONMENT,
+)
+# What names a measurement, as opposed to what it found: one row per value of these.
+IDENTITY = {
+    SWEEP: ("op", "provider", "mode", "dtype", "layout", "n", "c", "h", "w", "params"),
+    TRAFFIC: ("op", "provider", "mode", "layout", "dtype", "n", "c", "h", "w"),
+    CODEGEN: ("kernel", "config", "layout", "dtype", "target"),
+}
+# Rows of another machine, package or commit do not stand in for a measurement of this one.
+PLACE = ("device", "torch", "triton", "tritattn", "commit")
+# Everything else is text. Empty cells stay empty, never "nan".
+NUMBERS = frozenset(
+    "n c h w max_err ms_p50 ms_p20 ms_p80 launches bytes_min gbps pct_copy peak_mb copy_gbps samples read_u write_u total_u other_u bar_u floor_u "
+    "registers spill_bytes shared_bytes map_load_bits map_store_bits".split()
+)
+
+
+def cell(value: Any) -> str:
+    """A value as it stands in a file: floats in six significant digits, None as nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return format(value, ".6g") if math.isfinite(value) else str(value)
+    return str(value)
+
+
+class Writer:
+    """Appends rows to a CSV, each on disk when `write` returns, so that an interrupted run loses nothing.
+
+    With `resume` the rows already in the file that were measured at the same place (`PLACE`) count as done; otherwise the file starts afresh.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], columns: tuple[str, ...], environment: Mapping[str, Any], *, resume: bool = False):
+        self.path = Path(path)
+        self.columns = columns
+        self.environment = environment
+        self.done: set[tuple[str, ...]] = set()
+        self.rows: list[dict[str, str]] = []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept: list[dict[str, str]] = []
+        if resume and self.path.exists():
+            kept = self._complete_rows()
+        # Rewriting what was complete also drops a line that the interruption cut short.
+        self.file = self.path.open("w", newline="", encoding="utf-8")
+        self.csv = csv.DictWriter(self.file, columns, restval="", lineterminator="\n")
+        self.csv.writeheader()
+        for row in kept:
+            self.csv.writerow(row)
+            if all(row[name] == cell(environment[name]) for name in PLACE):
+                self.done.add(self.identity(row))
+                self.rows.append(row)
+        self.file.flush()
+
+    def _complete_rows(self) -> list[dict[str, str]]:
+        text = self.path.read_text(encoding="utf-8")
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        reader = csv.DictReader(lines)
+        if lines and tuple(reader.fieldnames or ()) != self.columns:
+            raise ValueError(f"{self.path}: its columns are not the ones of this version; move it away or choose another path")
+        return [row for row in reader if None not in row and None not in row.values()]
+
+    def identity(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(cell(row[name]) for name in IDENTITY[self.columns])
+
+    def has(self, row: Mapping[str, Any]) -> bool:
+        return self.identity(row) in self.done
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        from .environment import now
+
+        full = {**self.environment, "timestamp": now(), **row}
+        texts = {name: cell(full.get(name)) for name in self.columns}
+        unknown = full.keys() - set(self.columns)
+        if unknown:
+            raise ValueError(f"no such column: {', '.join(sorted(unknown))}")
+        self.csv.writerow(texts)
+        self.file.flush()
+        self.done.add(self.identity(row))
+        self.rows.append(texts)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.file.close()
+
+
+def frame(rows: Iterable[Mapping[str, str]], columns: tuple[str, ...]) -> pd.DataFrame:
+    """Rows of text as a table: numbers as floats (NaN where empty), the rest as text ("" where empty)."""
+    table = pd.DataFrame(list(rows), columns=list(columns)).astype(object).fillna("")
+    for name in columns:
+        table[name] = pd.to_numeric(table[name].replace("", float("nan"))) if name in NUMBERS else table[name].astype(str)
+    return table
+
+
+def read(path: str | os.PathLike[str], columns: tuple[str, ...]) -> pd.DataFrame:
+    """A CSV of ours; where a measurement was repeated, the latest row of it. Other columns than `columns` are refused."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [name for name in columns if name not in table.columns]
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(missing)}; is this the right kind of CSV?")
+    rows = table[list(columns)].to_dict("records")
+    return frame(rows, columns).drop_duplicates(list(IDENTITY[columns]), keep="last").reset_index(drop=True)

@@ -1,0 +1,90 @@
+"""Named sets of the feature maps at which networks place an attention block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Site:
+    """`count` blocks on maps of [c, h, w] with a bottleneck of `rd` channels."""
+
+    count: int
+    c: int
+    h: int
+    w: int
+    rd: int
+
+
+@dataclass(frozen=True)
+class ShapeSet:
+    sites: tuple[Site, ...]
+    batches: tuple[int, ...]  # the most important first
+    blocks: tuple[str, ...]  # the blocks that the network is built with
+    params: dict[str, Any] = field(default_factory=dict)  # options in which its blocks differ from the defaults
+    epilogues: bool = True  # whether a residual sum or an activation may follow the block
+
+
+_RESNET50 = (Site(3, 256, 56, 56, 16), Site(4, 512, 28, 28, 32), Site(6, 1024, 14, 14, 64), Site(3, 2048, 7, 7, 128))
+
+SETS = {
+    "se_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("se", "ese", "eca")),
+    "cbam_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("cbam", "channel_attention", "spatial_attention")),
+    "mobilenetv3": ShapeSet(
+        (
+            Site(2, 120, 28, 28, 32),
+            Site(1, 480, 14, 14, 120),
+            Site(1, 672, 14, 14, 168),
+            Site(2, 960, 7, 7, 240),
+            Site(1, 72, 28, 28, 24),
+            Site(1, 672, 7, 7, 168),
+        ),
+        (256, 1),
+        ("se",),
+        {"gate": "hard_sigmoid"},
+        epilogues=False,
+    ),
+    "efficientnet_b0": ShapeSet(
+        (
+            Site(1, 32, 112, 112, 8),
+            Site(1, 144, 56, 56, 6),
+            Site(1, 96, 56, 56, 4),
+            Site(4, 1152, 7, 7, 48),
+            Site(2, 672, 14, 14, 28),
+            Site(3, 480, 14, 14, 20),
+            Site(1, 240, 28, 28, 10),
+            Site(1, 144, 28, 28, 6),
+            Site(1, 240, 14, 14, 10),
+            Site(1, 672, 7, 7, 28),
+        ),
+        (256, 1),
+        ("se",),
+        {"hidden": "silu"},
+        epilogues=False,
+    ),
+    # the decoder of a U-Net over ResNet-34 at 256x256: a block on each concatenation and one on each output
+    "scse_unet": ShapeSet(
+        (
+            Site(1, 128, 128, 128, 8),
+            Site(1, 192, 64, 64, 12),
+            Site(1, 16, 256, 256, 1),
+            Site(1, 384, 32, 32, 24),
+            Site(1, 32, 128, 128, 2),
+            Site(1, 64, 64, 64, 4),
+            Site(1, 768, 16, 16, 48),
+            Site(1, 128, 32, 32, 8),
+            Site(1, 256, 16, 16, 16),
+        ),
+        (16, 1),
+        ("scse", "scse_max", "cse", "sse"),
+    ),
+    "square": ShapeSet(
+        tuple(Site(1, c, s, s, c // 16) for c in (256, 64, 1024) for s in (56, 28, 14, 7)),
+        (64,),
+        ("se", "ese", "eca", "cse", "sse", "scse", "scse_max", "cbam", "channel_attention", "spatial_attention"),
+    ),
+}
+
+# The four stages at which traffic is counted.
+STAGES = _RESNET50

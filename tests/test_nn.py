@@ -1,0 +1,423 @@
+"""The modules against formulas written out here, on the path of the machine: fused, and with every layer called as a module."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.spectral_norm import spectral_norm
+from torch.nn.utils.weight_norm import weight_norm
+
+from tritattn import nn as tn
+
+C = 12
+
+
+def mean(x):
+    return x.flatten(2).mean(2)
+
+
+def largest(x, even=False):
+    return x.flatten(2).amax(2) if even else x.flatten(2).max(2)[0]
+
+
+def dense(layer, z):
+    return F.linear(z, layer.weight.flatten(1), layer.bias)
+
+
+def mlp(m, z, act=torch.relu):
+    return dense(m.fc2, act(dense(m.fc1, z)))
+
+
+def over(s, x):
+    return s.reshape(*s.shape, *(1,) * (x.dim() - 2))
+
+
+def spatial_logits(m, x, order=("max", "mean"), even=False):
+    top = x.amax(1) if even else x.max(1)[0]
+    statistics = {"mean": x.mean(1), "max": top, "mix": (x.mean(1) + top) / 2}
+    stacked = torch.stack([statistics[name] for name in order], 1)
+    return F.conv2d(stacked, m.conv.weight, m.conv.bias, padding=m.conv.weight.shape[-1] // 2)
+
+
+def normed(bn, t):
+    mean, var = (t.mean(), t.var(unbiased=False)) if bn.training else (bn.running_mean, bn.running_var)
+    return (t - mean) / (var + bn.eps).sqrt() * bn.weight + bn.bias
+
+
+def circular(m, z):
+    k = m.conv.weight.shape[-1]
+    shifted = [w * z.roll(k // 2 - j, 1) for j, w in enumerate(m.conv.weight.flatten())]
+    return sum(shifted)
+
+
+def cbam(m, x, bn=True):
+    u = x * over(torch.sigmoid(mlp(m.channel, mean(x)) + mlp(m.channel, largest(x))), x)
+    q = spatial_logits(m.spatial, u)
+    return u * torch.sigmoid(normed(m.spatial.bn, q) if bn else q)
+
+
+# name -> (module, its definition, ranks of x)
+BLOCKS = {
+    "se": (lambda: tn.SqueezeExcite(C), lambda m, x: x * over(torch.sigmoid(mlp(m, mean(x))), x), (3, 4, 5)),
+    "se-options": (
+        lambda: tn.SqueezeExcite(C, pool="avg_max", bias=False, act="silu", gate="hard_sigmoid", max_grad="even"),
+        lambda m, x: x * over(F.hardsigmoid(mlp(m, (mean(x) + largest(x, True)) / 2, F.silu)), x),
+        (3, 4, 5),
+    ),
+    "se-residual-relu": (
+        lambda: tn.SqueezeExcite(C, residual=True, activation="relu"),
+        lambda m, x: torch.relu(x * over(torch.sigmoid(mlp(m, mean(x))), x) + x),
+        (4,),
+    ),
+    "se-relu-gate": (
+        lambda: tn.SqueezeExcite(C, act="leaky_relu", gate="relu"),
+        lambda m, x: x * over(torch.relu(mlp(m, mean(x), F.leaky_relu)), x),
+        (4,),
+    ),
+    "ese": (
+        lambda: tn.EffectiveSqueezeExcite(C),
+        lambda m, x: x * over(F.hardsigmoid(dense(m.fc, mean(x))), x),
+        (3, 4, 5),
+    ),
+    "eca": (
+        lambda: tn.ECA(C, kernel_size=5, bias=True),
+        lambda m, x: x * over(torch.sigmoid(F.conv1d(mean(x)[:, None], m.conv.weight, m.conv.bias, padding=2)[:, 0]), x),
+        (3, 4, 5),
+    ),
+    "eca-circular": (
+        lambda: tn.ECA(C, kernel_size=3, padding="circular", activation="gelu"),
+        lambda m, x: F.gelu(x * over(torch.sigmoid(circular(m, mean(x))), x)),
+        (4,),
+    ),
+    "cse": (lambda: tn.ChannelSE(C, act="none"), lambda m, x: x * over(torch.sigmoid(mlp(m, mean(x), lambda t: t)), x), (3, 4, 5)),
+    "sse": (lambda: tn.SpatialSE(C), lambda m, x: x * torch.sigmoid(F.conv2d(x, m.conv.weight, m.conv.bias)), (4,)),
+    "scse": (
+        lambda: tn.ConcurrentSE(C),
+        lambda m, x: x * over(torch.sigmoid(mlp(m.channel, mean(x))), x)
+        + x * torch.sigmoid(F.conv2d(x, m.spatial.conv.weight, m.spatial.conv.bias)),
+        (4,),
+    ),
+    "scse-max": (
+        lambda: tn.ConcurrentSE(C, combine="max", bias=False, activation="silu"),
+        lambda m, x: F.silu(
+            torch.maximum(
+                x * over(torch.sigmoid(mlp(m.channel, mean(x))), x), x * torch.sigmoid(F.conv2d(x, m.spatial.conv.weight))
+            )
+        ),
+        (4,),
+    ),
+    "channel": (
+        lambda: tn.ChannelAttention(C, rd_ratio=1 / 4, pools=("avg", "max", "lp", "lse")),
+        lambda m, x: x
+        * over(torch.sigmoid(sum(mlp(m, z) for z in (mean(x), largest(x), x.flatten(2).norm(dim=2), x.flatten(2).logsumexp(2)))), x),
+        (3, 4, 5),
+    ),
+    "channel-fc-gate": (
+        lambda: tn.ChannelAttention(C, bottleneck=False, pools=("avg",), apply=False),
+        lambda m, x: over(torch.sigmoid(dense(m.fc2, mean(x))), x),
+        (3, 4, 5),
+    ),
+    "spatial": (lambda: tn.SpatialAttention(C), lambda m, x: x * torch.sigmoid(normed(m.bn, spatial_logits(m, x))), (4,)),
+    "spatial-mix-gate": (
+        lambda: tn.SpatialAttention(C, 3, order="mix", norm=False, bias=True, gate="hard_sigmoid", max_grad="even", apply=False),
+        lambda m, x: F.hardsigmoid(spatial_logits(m, x, ("mix",), True)),
+        (4,),
+    ),
+    "cbam": (lambda: tn.CBAM(C, rd_ratio=1 / 4), cbam, (4,)),
+    "cbam-residual-relu": (
+        lambda: tn.CBAM(C, rd_ratio=1 / 4, norm=False, kernel_size=3, residual=True, activation="relu"),
+        lambda m, x: torch.relu(cbam(m, x, bn=False) + x),
+        (4,),
+    ),
+    "attention": (
+        lambda: tn.Attention(nn.Sequential(nn.Conv2d(C, 1, 1), nn.Sigmoid())),
+        lambda m, x: x * torch.sigmoid(F.conv2d(x, m.layer[0].weight, m.layer[0].bias)),
+        (4,),
+    ),
+    "attention-options": (
+        lambda: tn.Attention(nn.AdaptiveAvgPool2d(1), gate="sigmoid", residual=True, activation="hardswish"),
+        lambda m, x: F.hardswish(x * torch.sigmoid(x.mean((2, 3), keepdim=True)) + x),
+        (4,),
+    ),
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    module = BLOCKS[name][0]().double()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.3 * torch.randn_like(p))  # no bias and no norm stays at its neutral value
+    return module
+
+
+def sample(rank, ties=False):
+    size = {3: (11,), 4: (6, 7), 5: (3, 4, 2)}[rank]
+    x = torch.randn(3, C, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (2 * x).round().relu() / 2 if ties else x
+
+
+def trace(function, module, x):
+    """Output, and gradients of the input and of every parameter."""
+    module.zero_grad()
+    x = x.clone().requires_grad_()
+    y = function(x)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype))
+    return {"y": y.detach(), "x": x.grad, **{name: p.grad for name, p in module.named_parameters()}}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, t in expected.items():
+        torch.testing.assert_close(found[name], t, rtol=1e-10, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        assert bool(t.abs().max() > 0), f"{name} is zero and shows nothing"
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("ties", [False, True], ids=["smooth", "ties"])
+@pytest.mark.parametrize(("name", "rank"), [(name, rank) for name, (_, _, ranks) in BLOCKS.items() for rank in ranks])
+def test_definition(name, rank, ties, training):
+    module = build(name).train(training)
+    x = sample(rank, ties)
+    assert_same(trace(module, module, x), trace(lambda t: BLOCKS[name][1](module, t), module, x))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("name", "rank"), [(name, rank) for name, (_, _, ranks) in BLOCKS.items() for rank in ranks])
+def test_hooked_layers_are_called(name, rank, training):
+    """A hook on a layer runs, and changes nothing else: outputs, gradients and BatchNorm's buffers are those of the fused pass."""
+    fused = build(name).train(training)
+    hooked = copy.deepcopy(fused)
+    layers = {name: m for name, m in hooked.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.BatchNorm2d))}
+    calls = set()
+    for path, layer in layers.items():
+        layer.register_forward_hook(lambda *_, path=path: calls.add(path))
+    x = sample(rank, ties=True)
+    assert_same(trace(hooked, hooked, x), trace(fused, fused, x))
+    assert calls == set(layers)
+    for (key, ours), theirs in zip(hooked.named_buffers(), fused.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("name", ["se", "cbam", "sse", "scse-max", "attention"])
+def test_residual_argument(name):
+    module = build(name).eval()
+    x, r = sample(4), sample(4, ties=True)
+    activation = {"scse-max": F.silu}.get(name, lambda t: t)
+    plain = copy.deepcopy(module)
+    plain.activation = "none"
+    torch.testing.assert_close(module(x, r), activation(plain(x) + r))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: prune.random_unstructured(layer, "bias", 0.5),
+        weight_norm,
+        spectral_norm,
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        parametrizations.orthogonal,
+    ],
+    ids=["prune", "prune-bias", "weight_norm", "spectral_norm", "new-weight_norm", "new-spectral_norm", "orthogonal"],
+)
+@pytest.mark.parametrize("name", ["se", "channel", "cbam"])
+def test_weights_are_read_at_call_time(name, change):
+    module = build(name).eval()
+    change((module if name == "se" else getattr(module, "channel", module)).fc1)
+    before = module(sample(4))
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(1.5)
+    x = sample(4)
+    found = trace(module, module, x)
+    assert not torch.equal(found["y"], before)
+    for m in module.modules():  # as a call of the layers would leave them
+        for hook in m._forward_pre_hooks.values():
+            hook(m, None)
+    assert_same(found, trace(lambda t: BLOCKS[name][1](module, t), module, x))
+
+
+def test_replaced_layers_are_called():
+    class LowRank(nn.Module):
+        """An adapter around a layer, whose weight still looks like the layer's."""
+
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+            self.delta = nn.Parameter(0.1 * torch.ones_like(layer.weight))
+
+        weight = property(lambda self: self.layer.weight)
+        bias = property(lambda self: self.layer.bias)
+
+        def forward(self, x):
+            return self.layer(x) + F.conv2d(x, self.delta)
+
+    module = build("se")
+    expected = copy.deepcopy(module)
+    module.fc1 = LowRank(module.fc1)
+    with torch.no_grad():
+        expected.fc1.weight.add_(0.1)
+    torch.testing.assert_close(module(sample(4)), expected(sample(4)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "width"),
+    [
+        # numbers of timm's networks: rounded to a multiple of 8, at least 8
+        ({"channels": 64}, 8),
+        ({"channels": 72}, 8),
+        ({"channels": 256}, 16),
+        ({"channels": 2048}, 128),
+        ({"channels": 200, "rd_ratio": 0.25}, 48),
+        ({"channels": 100, "rd_ratio": 0.25, "rd_divisor": 1}, 25),
+        # channels // r
+        ({"channels": 40, "rd_divisor": None}, 2),
+        ({"channels": 49, "rd_ratio": 1 / 49, "rd_divisor": None}, 1),
+        ({"channels": 8, "rd_divisor": None}, 1),
+        ({"channels": 96, "rd_channels": 7}, 7),
+    ],
+)
+def test_reduction_rules(arguments, width):
+    assert tn.SqueezeExcite(**arguments).fc1.out_channels == width
+
+
+@pytest.mark.parametrize(
+    ("channels", "rule", "k"),
+    [(4, "authors", 1), (4, "timm", 3), (64, "timm", 3), (128, "timm", 5), (1024, "timm", 5), (2048, "timm", 7), (2048, "authors", 7)],
+)
+def test_eca_kernel_rule(channels, rule, k):
+    assert tn.ECA(channels, rule=rule).conv.kernel_size == (k,)
+
+
+KEYS = {
+    tn.SqueezeExcite: {"fc1.weight": (1, 8, 1, 1), "fc1.bias": (1,), "fc2.weight": (8, 1, 1, 1), "fc2.bias": (8,)},
+    tn.EffectiveSqueezeExcite: {"fc.weight": (8, 8, 1, 1), "fc.bias": (8,)},
+    tn.ECA: {"conv.weight": (1, 1, 3)},
+    tn.ChannelSE: {"fc1.weight": (4, 8, 1, 1), "fc1.bias": (4,), "fc2.weight": (8, 4, 1, 1), "fc2.bias": (8,)},
+    tn.SpatialSE: {"conv.weight": (1, 8, 1, 1), "conv.bias": (1,)},
+    tn.ChannelAttention: {"fc1.weight": (1, 8, 1, 1), "fc1.bias": (1,), "fc2.weight": (8, 1, 1, 1), "fc2.bias": (8,)},
+    tn.SpatialAttention: {
+        "conv.weight": (1, 2, 7, 7),
+        **{f"bn.{key}": (1,) for key in ("weight", "bias", "running_mean", "running_var")},
+        "bn.num_batches_tracked": (),
+    },
+}
+KEYS[tn.ConcurrentSE] = {f"{half}.{k}": v for half, kind in (("channel", tn.ChannelSE), ("spatial", tn.SpatialSE)) for k, v in KEYS[kind].items()}
+KEYS[tn.CBAM] = {
+    f"{half}.{k}": v for half, kind in (("channel", tn.ChannelAttention), ("spatial", tn.SpatialAttention)) for k, v in KEYS[kind].items()
+}
+OPTIONS = {tn.SqueezeExcite: {"rd_divisor": None}}
+
+
+@pytest.mark.parametrize("kind", KEYS, ids=lambda kind: kind.__name__)
+def test_parameters(kind):
+    """Names and shapes are a contract with checkpoints; device and dtype reach every layer; modules copy and pickle."""
+    module = kind(8, **OPTIONS.get(kind, {}))
+    assert {key: tuple(t.shape) for key, t in module.state_dict().items()} == KEYS[kind]
+    assert all(t.is_meta for t in kind(8, device="meta").state_dict().values())
+    half = kind(8, dtype=torch.bfloat16)
+    assert {t.dtype for t in half.parameters()} == {torch.bfloat16}
+    module.eval()
+    x = torch.randn(2, 8, 5, 5)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x), module(x))
+    y = half(x.bfloat16())
+    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("build", "argument"),
+    [
+        (lambda: tn.SqueezeExcite(0), "channels"),
+        (lambda: tn.SqueezeExcite(8.0), "channels"),
+        (lambda: tn.SqueezeExcite(8, rd_ratio=2), "rd_ratio"),
+        (lambda: tn.SqueezeExcite(8, rd_channels=0), "rd_channels"),
+        (lambda: tn.SqueezeExcite(8, rd_divisor=0), "rd_divisor"),
+        (lambda: tn.SqueezeExcite(8, pool="max"), "pool"),
+        (lambda: tn.SqueezeExcite(8, act="mish"), "act"),
+        (lambda: tn.SqueezeExcite(8, gate="tanh"), "gate"),
+        (lambda: tn.SqueezeExcite(8, max_grad="all"), "max_grad"),
+        (lambda: tn.SqueezeExcite(8, activation="relu6"), "activation"),
+        (lambda: tn.EffectiveSqueezeExcite(8, gate="tanh"), "gate"),
+        (lambda: tn.ECA(), "channels"),
+        (lambda: tn.ECA(8, 4), "kernel_size"),
+        (lambda: tn.ECA(8, rule="mine"), "rule"),
+        (lambda: tn.ECA(8, padding="reflect"), "padding"),
+        (lambda: tn.ConcurrentSE(8, combine="mean"), "combine"),
+        (lambda: tn.ChannelAttention(8, pools="avg"), "pools"),
+        (lambda: tn.ChannelAttention(8, pools=("avg", "min")), "pools"),
+        (lambda: tn.ChannelAttention(8, apply=False, activation="relu"), "apply"),
+        (lambda: tn.SpatialAttention(8, 4), "kernel_size"),
+        (lambda: tn.SpatialAttention(8, order="mean"), "order"),
+        (lambda: tn.CBAM(8, spatial_gate="tanh"), "spatial_gate"),
+        (lambda: tn.Attention(torch.sigmoid), "layer"),
+    ],
+)
+def test_bad_options_are_named(build, argument):
+    with pytest.raises(ValueError, match=rf"^{argument}: got "):
+        build()
+
+
+def test_repr_shows_the_options():
+    text = repr(tn.CBAM(32, activation="relu"))
+    for part in ("pools=('avg', 'max')", "act=relu", "order=max_mean", "activation=relu", "(fc1): Conv2d(32, 2"):
+        assert part in text
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_compiles_as_one_graph(name):
+    module = build(name)
+    x = sample(4)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    assert_same(trace(compiled, module, x), trace(module, module, x))
+
+
+def test_script_is_refused_with_advice():
+    with pytest.raises(RuntimeError, match=r"torch\.compile, torch\.export or torch\.jit\.trace"):
+        torch.jit.script(nn.Sequential(tn.SqueezeExcite(8)))
+
+
+def test_sync_batch_norm_conversion():
+    module = build("cbam").eval()
+    x = sample(4)
+    expected = module(x)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    assert isinstance(converted.spatial.bn, nn.SyncBatchNorm)
+    torch.testing.assert_close(converted(x), expected)
+
+
+def test_quantisation_aware_training_replaces_layers():
+    module = build("se").float().train()
+    module.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+    prepared = torch.ao.quantization.prepare_qat(module)
+    x = sample(4).float()
+    y = prepared(x)
+    assert type(prepared.fc1) is not nn.Conv2d
+    assert prepared.fc1.weight_fake_quant.activation_post_process.max_val.numel() > 0  # its observer saw the weight
+    # int8 weights and activations: a gate within a few steps of 1 / 256
+    assert float((y - module.eval()(x)).abs().max()) < 0.1 * float(x.abs().max())
+    assert not math.isnan(float(y.sum()))
+
+
+def test_parametrized_layers_stay_fused():
+    """Reading a weight runs its parametrization, so no layer is called."""
+
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    module = build("se")
+    x = sample(4)
+    expected = copy.deepcopy(module)
+    with torch.no_grad():
+        expected.fc1.weight.mul_(2)
+    parametrize.register_parametrization(module.fc1, "weight", Double())
+    module.composed = None  # would raise
+    torch.testing.assert_close(module(x), expected(x))

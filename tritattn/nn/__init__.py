@@ -1,0 +1,20 @@
+"""The attention blocks as modules: parameters and forward, nothing else."""
+
+from .attention import Attention
+from .cbam import CBAM, ChannelAttention, SpatialAttention
+from .eca import ECA
+from .scse import ChannelSE, ConcurrentSE, SpatialSE
+from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
+
+__all__ = [
+    "CBAM",
+    "ECA",
+    "Attention",
+    "ChannelAttention",
+    "ChannelSE",
+    "ConcurrentSE",
+    "EffectiveSqueezeExcite",
+    "SpatialAttention",
+    "SpatialSE",
+    "SqueezeExcite",
+]

@@ -1,0 +1,189 @@
+"""What the modules share: reading layers at call time, the choice between the fused and the composed pass, checkpoints of peers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import torch
+import torch.nn.utils.prune
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
+
+from .. import ops, reference
+from ._checkpoint import translate
+
+T = TypeVar("T")
+
+PLAIN_LAYERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm})
+# Hooks whose whole effect is to compute `weight` anew, from which the fused pass then reads it. Not spectral_norm's: its power iteration
+# counts how often a layer is called.
+REWEIGHTING_HOOKS = (torch.nn.utils.prune.BasePruningMethod, WeightNorm)
+
+
+def obstacle(layer: nn.Module | None, kinds: Collection[type] = PLAIN_LAYERS) -> str | None:
+    """Why a fused pass may not stand in for a call of `layer`: its type adds something, or hooks do. None when it may.
+
+    A parametrized layer is fine, because reading its weight runs the parametrization, and so is a pruned or weight-normalised one.
+    """
+    if layer is None:
+        return None
+    kind = type(layer)
+    if kind not in kinds:
+        if not parametrize.is_parametrized(layer) or kind.__mro__[1] not in kinds:
+            return f"is a {kind.__name__}"
+        if any(True for _ in layer.parametrizations.buffers()):
+            return "has a parametrization with a state"
+    if "forward" in layer.__dict__:
+        return "has a forward of its own"
+    if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return "carries hooks"
+    for hook in layer._forward_pre_hooks.values():
+        if not isinstance(hook, REWEIGHTING_HOOKS):
+            return "carries hooks"
+    return None
+
+
+def weights(layer: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a layer as a call of it would use them now; (None, None) for an absent layer."""
+    if layer is None:
+        return None, None
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, REWEIGHTING_HOOKS):
+            hook(layer, None)
+    return layer.weight, layer.bias  # type: ignore[return-value]
+
+
+def sublayer(module: nn.Module, path: str) -> nn.Module | None:
+    """The layer at a dotted path, None where the path ends in None."""
+    layer: Any = module
+    for name in path.split("."):
+        layer = getattr(layer, name)
+    return layer
+
+
+def one_of(argument: str, value: str, allowed: Collection[str]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{argument}: got {value!r}, expected one of {', '.join(allowed)}")
+    return value
+
+
+def positive(argument: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{argument}: got {value!r}, expected a positive integer")
+    return value
+
+
+def odd(argument: str, value: int) -> int:
+    if positive(argument, value) % 2 == 0:
+        raise ValueError(f"{argument}: got {value}, expected an odd number")
+    return value
+
+
+def given(argument: str, value: T | None) -> T:
+    if value is None:
+        raise ValueError(f"{argument}: expected a value, got None")
+    return value
+
+
+def reduced(channels: int, rd_ratio: float, rd_channels: int | None, rd_divisor: int | None) -> int:
+    """Width of a bottleneck: `rd_channels` where given; else channels * rd_ratio, rounded to the nearest multiple of `rd_divisor` and not
+    below it, or rounded down and not below 1 where `rd_divisor` is None (channels // r for rd_ratio = 1 / r)."""
+    if rd_channels is not None:
+        return positive("rd_channels", rd_channels)
+    if not 0 < rd_ratio <= 1:
+        raise ValueError(f"rd_ratio: got {rd_ratio}, expected a number in (0, 1]")
+    width = channels * rd_ratio
+    if rd_divisor is None:
+        return max(1, int(width + 1e-6))  # 49 * (1 / 49) is below 1 in floating point
+    divisor = positive("rd_divisor", rd_divisor)
+    return max(divisor, int(width + divisor / 2) // divisor * divisor)
+
+
+def pointwise(channels_in: int, channels_out: int, bias: bool, like: Mapping[str, Any]) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 1, bias=bias, **like)
+
+
+def over_channels(logits: Tensor, x: Tensor) -> Tensor:
+    """[N, C, ...ones] -> [N, C, 1, ...] of x's rank."""
+    return logits.reshape(*logits.shape[:2], *(1,) * (x.dim() - 2))
+
+
+class Block(nn.Module):
+    """Base of the modules: the parameters sit in torch layers, `forward` hands them to one fused op.
+
+    A layer that is more than its weight and bias (hooks, a LoRA wrapper, fake quantisation, any type of its own) is called as a module
+    instead, between a fused squeeze and a fused gate, so the result is always that of the layers as they stand.
+
+    `activation` (none, relu, silu, hardswish, gelu) is applied last, and `residual=True` adds the input itself where `forward` gets no
+    residual; both belong to the gating pass and cost no further one.
+
+    State dicts of other packages' blocks load as they are; `load_state_dict(strict=True)` names the keys and shapes that do not fit.
+    """
+
+    layers: ClassVar[tuple[str, ...]]  # paths of the layers, in the order in which `fused` takes them
+
+    def __init__(self, residual: bool = False, activation: str = "none") -> None:
+        super().__init__()
+        self.residual = residual
+        self.activation = one_of("activation", activation, reference.ACTIVATIONS)
+
+    @staticmethod
+    def fused(x: Tensor, *layers: Any, **settings: Any) -> Tensor:
+        """The block on given layers; `settings` are those of an instance, and `residual`."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of `fused` that this instance's options stand for."""
+        return {"activation": self.activation}
+
+    def gate_weights(self, x: Tensor) -> Tensor:
+        """The gate, broadcastable to x, with every layer called as a module."""
+        raise NotImplementedError
+
+    def composed(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """`fused` with every layer called as a module."""
+        return ops.gate(x, self.gate_weights(x), residual=residual, activation=self.activation)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is None and self.residual:
+            residual = x
+        layers = [sublayer(self, path) for path in self.layers]
+        for layer in layers:
+            if obstacle(layer) is not None:
+                return self.composed(x, residual)
+        return self.fused(x, *layers, residual=residual, **self.settings())
+
+    def extra_repr(self) -> str:
+        shown = {**self.settings(), "residual": self.residual}
+        usual = {"activation": "none", "residual": False, "apply": True}
+        options = {"hidden": "act"}  # the constructor's name
+        return ", ".join(f"{options.get(k, k)}={v}" for k, v in shown.items() if usual.get(k, ...) != v)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        not_scriptable(self)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *rest: Any) -> None:
+        error_msgs = rest[-1]
+        translate(self, state_dict, prefix, strict, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
+
+
+def not_scriptable(module: nn.Module) -> NoReturn:
+    """The answer to torch.jit.script, which calls a module's `__prepare_scriptable__` first."""
+    raise RuntimeError(
+        f"{type(module).__name__}: torch.jit.script cannot compile tritattn's fused passes; use torch.compile, torch.export or "
+        "torch.jit.trace (a converted model can be scripted after tritattn.restore)"
+    )
+
+
+def bottleneck(z: Tensor, x: Tensor, fc1: nn.Module | None, fc2: nn.Module, hidden: str) -> Tensor:
+    """sum_k fc2(hidden(fc1(z_k))) over statistics z [N, K, C], with the layers called as modules; [N, C, 1, ...] of x's rank."""
+    total = None
+    for column in z.to(x.dtype).unbind(1):
+        column = column[:, :, None, None]
+        logits = fc2(column if fc1 is None else reference.HIDDEN[hidden](fc1(column)))
+        total = logits if total is None else total + logits
+    assert total is not None
+    return over_channels(total, x)
