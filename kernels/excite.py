@@ -7,7 +7,7 @@ Small weights: `excite_image`, run inside the squeeze's launch by the last progr
 import triton
 import triton.language as tl
 
-from .pointwise import activation, activation_grad
+from .pointwise import activation, activation_grad, chain
 
 
 @triton.jit
@@ -112,7 +112,7 @@ def linear_kernel(
     inside = (m[:, None] < M) & (j[None, :] < J)
     if OUT_GRAD != "none":
         h = tl.load(h_ptr + m[:, None] * J + j[None, :], mask=inside, other=0.0)
-        acc *= activation_grad(h, OUT_GRAD)
+        acc = chain(acc, activation_grad(h, OUT_GRAD), OUT_GRAD)
     offsets = m[:, None].to(tl.int64) * out_m + j[None, :] * out_j
     tl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
     if HAS_SUM:

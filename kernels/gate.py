@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .excite import arrive
-from .pointwise import activation, activation_grad, gate_function, gate_grad, image_offset, load_tile, tile_offsets
+from .pointwise import activation, activation_grad, chain, gate_function, gate_grad, image_offset, load_tile, shared_grad, tile_offsets
 
 
 @triton.jit
@@ -91,9 +91,7 @@ def output_cotangent(
         t = x * factor
         if HAS_RESIDUAL:
             t += load_tile(residual_ptr + image, offsets, mask, ACC)
-        # where, not a product: the gradient at a kink is 0 even where g is Inf
-        slope = activation_grad(t, ACTIVATION)
-        da = tl.where(slope == 0, 0.0, da * slope)
+        da = chain(da, activation_grad(t, ACTIVATION), ACTIVATION)
         if STORE_DA:
             tl.store(da_ptr + image + offsets, da.to(da_ptr.dtype.element_ty), mask=mask)
     return da
@@ -110,22 +108,31 @@ def statistics_cotangent(
     aux = tl.load(aux_ptr + n.to(tl.int64) * HW + p, mask=inside, other=1)
     if EVEN:
         top = tl.load(stats_ptr + n.to(tl.int64) * 2 * HW + HW + p, mask=inside, other=0.0)
-        attains = (x * s[:, None]) == top[None, :]
-        dmax /= aux
+        through = shared_grad(x * s[:, None], top[None, :], dmax[None, :], aux[None, :])
     else:
-        attains = c[:, None] == aux[None, :]
-    return (dmean / C)[None, :] + tl.where(attains, dmax[None, :], 0.0)
+        through = tl.where(c[:, None] == aux[None, :], dmax[None, :], 0.0)
+    return (dmean / C)[None, :] + through
 
 
 @triton.jit
 def store_logits_grad(dlogits_ptr, logits_ptr, extra_ptr, n, c, found, C, GATE: tl.constexpr, HAS_EXTRA: tl.constexpr, ACC: tl.constexpr):
     """dlogits_nc = f'(logits_nc) found_c + extra_nc."""
     row = n.to(tl.int64) * C + c
-    slope = gate_grad(tl.load(logits_ptr + row, mask=c < C, other=0.0).to(ACC), GATE)
-    found = tl.where(slope == 0, 0.0, found * slope)
+    found = chain(found, gate_grad(tl.load(logits_ptr + row, mask=c < C, other=0.0).to(ACC), GATE), GATE)
     if HAS_EXTRA:
         found += tl.load(extra_ptr + row, mask=c < C, other=0.0)
     tl.store(dlogits_ptr + row, found.to(dlogits_ptr.dtype.element_ty), mask=c < C)
+
+
+@triton.jit
+def combine_logits_grad(dlogits_ptr, logits_ptr, part_ptr, n, slots, C, GATE: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr):
+    """dlogits_nc = f'(logits_nc) sum over i of part_nic, added in order; part [N, slots, C]."""
+    for c0 in range(0, C, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        found = tl.zeros([BLOCK_C], ACC)
+        for i in range(slots):
+            found += tl.load(part_ptr + (n.to(tl.int64) * slots + i) * C + c, mask=c < C, other=0.0, cache_modifier=".cg")
+        store_logits_grad(dlogits_ptr, logits_ptr, logits_ptr, n, c, found, C, GATE, False, ACC)
 
 
 @triton.jit
@@ -217,17 +224,11 @@ def gate_bwd_column_kernel(
             found = tl.sum(tl.where(mask, da * x * q[None, :], 0.0), 1)
             tl.store(part_ptr + tl.program_id(0).to(tl.int64) * C + c, found, mask=c < C)
     t = tl.load(spatial_ptr + n.to(tl.int64) * HW + p, mask=p < HW, other=0.0).to(ACC)
-    slope = gate_grad(t, SPATIAL)
-    found = tl.where(slope == 0, 0.0, tl.sum(total, 0) * slope)
+    found = chain(tl.sum(total, 0), gate_grad(t, SPATIAL), SPATIAL)
     tl.store(dspatial_ptr + n.to(tl.int64) * HW + p, found.to(dspatial_ptr.dtype.element_ty), mask=p < HW)
     if HAS_CHANNEL:
         if arrive(counter_ptr + n, blocks_p):
-            for c0 in range(0, C, BLOCK_C):
-                c = c0 + tl.arange(0, BLOCK_C)
-                added = tl.zeros([BLOCK_C], ACC)
-                for i in range(blocks_p):
-                    added += tl.load(part_ptr + (n.to(tl.int64) * blocks_p + i) * C + c, mask=c < C, other=0.0, cache_modifier=".cg")
-                store_logits_grad(dlogits_ptr, logits_ptr, logits_ptr, n, c, added, C, GATE, False, ACC)
+            combine_logits_grad(dlogits_ptr, logits_ptr, part_ptr, n, blocks_p, C, GATE, BLOCK_C, ACC)
 
 
 @triton.jit
@@ -283,14 +284,13 @@ def gate_bwd_input_kernel(
         aux = tl.load(aux_ptr + n.to(tl.int64) * C + c, mask=c < C, other=1)
         if EVEN:
             top = tl.load(z_ptr + z_row + (MAX_AT if MAX_AT >= 0 else 1) * C, mask=c < C, other=0.0)
-            attains = x == top[:, None]
-            dmax /= aux
+            dx += shared_grad(x, top[:, None], dmax[:, None], aux[:, None])
         else:
-            attains = p[None, :] == aux[:, None]
-        dx += tl.where(attains, dmax[:, None], 0.0)
+            dx += tl.where(p[None, :] == aux[:, None], dmax[:, None], 0.0)
     if LP_AT >= 0:
         norm = tl.load(z_ptr + z_row + LP_AT * C, mask=c < C, other=1.0)
-        dx += x * (tl.load(dz_ptr + row + LP_AT * C, mask=c < C, other=0.0) / norm)[:, None]
+        slope = tl.load(dz_ptr + row + LP_AT * C, mask=c < C, other=0.0) / norm
+        dx += x * tl.where(norm == 0, 0.0, slope)[:, None]  # torch's choice for a channel of zeros
     if LSE_AT >= 0:
         lse = tl.load(z_ptr + z_row + LSE_AT * C, mask=c < C, other=0.0)
         dx += tl.exp(x - lse[:, None]) * tl.load(dz_ptr + row + LSE_AT * C, mask=c < C, other=0.0)[:, None]
@@ -301,9 +301,15 @@ def gate_bwd_input_kernel(
 
 
 @triton.jit
-def broadcast_offsets(n, c, p, W, w_n, w_c, w_h, w_w):
-    """Offsets into weights broadcast to [N, C, H, W] by strides (0 where they are broadcast)."""
-    return n.to(tl.int64) * w_n + c.to(tl.int64) * w_c + (p // W).to(tl.int64) * w_h + (p % W).to(tl.int64) * w_w
+def broadcast_offsets(c, p, W, w_c, w_h, w_w, LARGE: tl.constexpr):
+    """Offsets inside one image of weights broadcast to [N, C, H, W] by strides (0 where they are broadcast)."""
+    h = p // W
+    w = p % W
+    if LARGE:
+        c = c.to(tl.int64)
+        h = h.to(tl.int64)
+        w = w.to(tl.int64)
+    return c * w_c + h * w_h + w * w_w
 
 
 @triton.jit
@@ -325,7 +331,7 @@ def broadcast_gate_fwd_kernel(
     image = image_offset(n, C, HW)
     offsets = tile_offsets(c, p, C, HW, CHANNELS_LAST, LARGE)
     y = load_tile(x_ptr + image, offsets, mask, ACC)
-    y *= gate_function(load_tile(weights_ptr, broadcast_offsets(n, c, p, W, w_n, w_c, w_h, w_w), mask, ACC), GATE)
+    y *= gate_function(load_tile(weights_ptr + n.to(tl.int64) * w_n, broadcast_offsets(c, p, W, w_c, w_h, w_w, LARGE), mask, ACC), GATE)
     if HAS_RESIDUAL:
         y += load_tile(residual_ptr + image, offsets, mask, ACC)
     tl.store(y_ptr + image + offsets, activation(y, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
@@ -351,12 +357,11 @@ def broadcast_gate_bwd_kernel(
     image = image_offset(n, C, HW)
     offsets = tile_offsets(c, p, C, HW, CHANNELS_LAST, LARGE)
     x = load_tile(x_ptr + image, offsets, mask, ACC)
-    t = load_tile(weights_ptr, broadcast_offsets(n, c, p, W, w_n, w_c, w_h, w_w), mask, ACC)
+    t = load_tile(weights_ptr + n.to(tl.int64) * w_n, broadcast_offsets(c, p, W, w_c, w_h, w_w, LARGE), mask, ACC)
     factor = gate_function(t, GATE)
     da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
     if STORE_DX:
         tl.store(dx_ptr + image + offsets, (da * factor).to(dx_ptr.dtype.element_ty), mask=mask)
     if STORE_DW:
-        slope = gate_grad(t, GATE)
-        dw = tl.where(slope == 0, 0.0, da * x * slope)
+        dw = chain(da * x, gate_grad(t, GATE), GATE)
         tl.store(dweights_ptr + image + offsets, dw.to(dweights_ptr.dtype.element_ty), mask=mask)

@@ -7,8 +7,9 @@ BLOCK_C >= C. Above that many channels it walks them twice, the second time from
 import triton
 import triton.language as tl
 
-from .gate import combine_gates, load_gates, output_cotangent
-from .pointwise import activation, gate_function, gate_grad, image_offset, load_tile, tile_offsets
+from .excite import arrive
+from .gate import combine_gates, combine_logits_grad, load_gates, output_cotangent
+from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile, tile_offsets
 
 
 @triton.jit
@@ -56,13 +57,14 @@ def pixel_gate_fwd_kernel(
 
 @triton.jit
 def pixel_gate_bwd_kernel(
-    g_ptr, x_ptr, w_ptr, logits_ptr, q_ptr, residual_ptr, da_ptr, dx_ptr, dq_ptr, dw_part_ptr, ds_part_ptr, C_V, HW_V, groups,
-    VEC_C: tl.constexpr, VEC_P: tl.constexpr, GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, COMBINE: tl.constexpr,
+    g_ptr, x_ptr, w_ptr, logits_ptr, q_ptr, residual_ptr, da_ptr, dx_ptr, dq_ptr, dw_part_ptr, ds_part_ptr, counter_ptr, dlogits_ptr,
+    C_V, HW_V, groups, VEC_C: tl.constexpr, VEC_P: tl.constexpr, GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, COMBINE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, STORE_DX: tl.constexpr, RESIDENT: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dq_np = h'(q_np) sum over c of da_ncp x_ncp (share of q); dw_part = sum over p of x_ncp dq_np; ds_part = sum over p of da_ncp x_ncp (share of s);
-    with STORE_DX (no channel gate) dx_ncp = da_ncp h(q_np) + w_c dq_np.
+    """dq_np = h'(q_np) sum over c of da_ncp x_ncp (share of q); dw_part = sum over p of x_ncp dq_np.
+    HAS_CHANNEL: dlogits_nc = f'(logits_nc) sum over p of da_ncp x_ncp (share of s), through ds_part as in gate_bwd_column_kernel.
+    STORE_DX (no channel gate): dx_ncp = da_ncp h(q_np) + w_c dq_np.
 
     dq [N, HW]; dw_part, ds_part [N, groups, C]. A program owns one of `groups` ranges of positions of one image and all their channels; without
     RESIDENT a group is one block of positions.
@@ -101,8 +103,7 @@ def pixel_gate_bwd_kernel(
                     ds += found
                 else:
                     tl.store(ds_part_ptr + tl.program_id(0).to(tl.int64) * C + c, found, mask=c < C)
-        slope = gate_grad(q, SPATIAL)
-        dq = tl.where(slope == 0, 0.0, dq * slope)
+        dq = chain(dq, gate_grad(q, SPATIAL), SPATIAL)
         tl.store(dq_ptr + n.to(tl.int64) * HW + p, dq, mask=p < HW)
         for c0 in range(0, C, BLOCK_C):
             c = c0 + tl.arange(0, BLOCK_C)
@@ -128,3 +129,6 @@ def pixel_gate_bwd_kernel(
         tl.store(dw_part_ptr + tl.program_id(0).to(tl.int64) * C + c, dw, mask=c < C)
         if HAS_CHANNEL:
             tl.store(ds_part_ptr + tl.program_id(0).to(tl.int64) * C + c, ds, mask=c < C)
+    if HAS_CHANNEL:
+        if arrive(counter_ptr + n, groups):
+            combine_logits_grad(dlogits_ptr, logits_ptr, ds_part_ptr, n, groups, C, GATE, BLOCK_C, ACC)

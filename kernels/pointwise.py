@@ -40,7 +40,7 @@ def activation_grad(t, NAME: tl.constexpr):
     elif NAME == "relu6":
         d = tl.where((t <= 0) | (t >= 6), 0.0, 1.0)
     elif NAME == "leaky_relu":
-        d = tl.where(t > 0, 1.0, 0.01)
+        d = tl.where(t > 0, 1.0, tl.full(t.shape, 0.01, t.dtype))  # a bare 0.01 would be fp32
     elif NAME == "silu":
         s = sigmoid(t)
         d = s * (1 + t * (1 - s))
@@ -75,13 +75,22 @@ def gate_grad(t, NAME: tl.constexpr):
         s = sigmoid(t)
         d = s * (1 - s)
     elif NAME == "hard_sigmoid":
-        d = tl.where((t > -3) & (t < 3), 1.0 / 6, 0.0)
+        d = tl.where((t > -3) & (t < 3), 1.0 / 6, 0.0)  # in fp32 for fp64 too, as in torch
     elif NAME == "relu":
         d = tl.where(t <= 0, 0.0, 1.0)
     else:
         tl.static_assert(NAME == "none")
         d = tl.full(t.shape, 1.0, t.dtype)
     return d
+
+
+@triton.jit
+def chain(g, slope, NAME: tl.constexpr):
+    """g f'(t), slope = f'(t), as torch multiplies: where a kink cuts the gradient off it is 0 even of g = Inf, which a smooth function makes NaN."""
+    found = g * slope
+    if NAME != "sigmoid" and NAME != "silu" and NAME != "gelu" and NAME != "none":
+        found = tl.where(slope == 0, 0.0, found)
+    return found
 
 
 @triton.jit
@@ -143,6 +152,13 @@ def running_max(value, index, mask, top, aux, EVEN: tl.constexpr):
         higher = mask & ((value > top) | (aux == 2147483647) | ((value != value) & (top == top)))
         aux = tl.where(higher, index, aux)
     return tl.where(higher, value, top), aux
+
+
+@triton.jit
+def shared_grad(value, top, g, count):
+    """The gradient of a maximum whose ties share it: g / count where value attains top. As in torch's amax, a product: NaN in top or g is everywhere."""
+    share = tl.where(top == top, g / count, float("nan"))
+    return share * (value == top).to(share.dtype)
 
 
 @triton.jit

@@ -42,6 +42,10 @@ class Case:
     def shape(self) -> tuple[int, int, int, int]:
         return self.n, self.c, self.h, self.w
 
+    @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype].itemsize
+
     def row(self) -> dict[str, Any]:
         """The identity columns but provider and mode."""
         columns = {"op": self.op_name, "dtype": self.dtype, "layout": self.layout, "params": self.params}
@@ -50,11 +54,10 @@ class Case:
     def bytes_min(self, mode: str) -> int:
         """What the mode moves at the least, whoever runs it: the op's floor for the map, and the parameters (and their gradients) once."""
         forward, backward = self.op.floor_u
-        size = DTYPES[self.dtype].itemsize
         parameters = sum(math.prod(shape) for shape in self.op.block.shapes(self.c, self.options).values())
         passes = {"fwd": (forward, 1), "inference": (forward, 1), "bwd": (backward, 2), "fwd_bwd": (forward + backward, 3)}
         maps, reads = passes[mode]
-        return size * (maps * math.prod(self.shape) + reads * parameters)
+        return self.itemsize * (maps * math.prod(self.shape) + reads * parameters)
 
 
 def eca_kernel(c: int) -> int:
@@ -213,7 +216,7 @@ class Answer:
         """
         n, c, h, w = self.case.shape
         dtype = DTYPES[self.case.dtype]
-        chain = 8 if index is None else 16
+        chain = 4 if index is None else 8
         maps = 1 + self.case.op.residual
         terms = max(c, h * w) if index is None or index < maps else n * max(c, h * w)
         accumulation = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps

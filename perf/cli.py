@@ -15,7 +15,11 @@ from .ops import OPS, op
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
+if not console.is_terminal:
+    console = Console(width=150)
 QUICK_SECONDS = 60.0
+QUICK_TRAFFIC_SECONDS = 100.0
+QUICK_TRAFFIC = ("se", "cbam", "sse", "scse", "se+residual+relu", "cbam+residual+relu", "eca")
 
 
 def _several(text: str | None, default: tuple[str, ...], known: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -68,11 +72,37 @@ def sweep(
             [int(n) for n in batches.split(",")] if batches else () if chosen == "cuda" else (2,),
         ),
         _several(with_providers, providers.PROVIDERS, providers.PROVIDERS),
-        _several(modes, sweeps.MODES, sweeps.MODES),
+        _several(modes, ("fwd_bwd", "inference") if quick and chosen == "cpu" else sweeps.MODES, sweeps.MODES),
         budget=budget if budget is not None or not quick else QUICK_SECONDS,
         compile_cases=1 if quick and chosen == "cpu" else None,
     )
     sweeps.sweep(plan, csv, chosen, console, resume=not fresh)
+    console.print(f"rows in {csv}")
+
+
+@app.command()
+def traffic(
+    csv: Annotated[Path, typer.Option(help="where the rows go; an interrupted run of the same command goes on in it")],
+    ops: Annotated[str | None, typer.Option(help="comma list of ops, as for sweep")] = None,
+    layouts: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.LAYOUTS)}")] = None,
+    dtype: Annotated[str, typer.Option(help=f"one of {', '.join(cases.DTYPES)}")] = "bf16",
+    budget: Annotated[float | None, typer.Option(help="seconds")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a few ops at the smallest stage, within a budget")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
+) -> None:
+    """Count what every op moves and launches, at the stages of SE-ResNet-50: no GPU needed."""
+    from . import traffic as counting
+
+    counting.traffic(
+        csv,
+        console,
+        op_names=_several(ops, QUICK_TRAFFIC if quick else OPS),
+        sites=shapes.STAGES[2:3] if quick else shapes.STAGES,
+        layouts=_several(layouts, tuple(cases.LAYOUTS), tuple(cases.LAYOUTS)),
+        dtype=_several(dtype, ("bf16",), tuple(cases.DTYPES))[0],
+        budget=budget if budget is not None or not quick else QUICK_TRAFFIC_SECONDS,
+        resume=not fresh,
+    )
     console.print(f"rows in {csv}")
 
 

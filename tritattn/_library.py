@@ -12,6 +12,7 @@ come two registered ops, `tritattn::<name>` and `tritattn::<name>_backward`, and
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,6 +31,8 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _lib = torch.library.Library("tritattn", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer, type(None)})
+# The dispatcher's state outside of any op. Inside one, and inside __torch_dispatch__, it skips the keys that derivatives are made of.
+_OUTSIDE = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
 _forced: str | None = None
 _broken: dict[tuple[str, torch.dtype], str] = {}
 _families: dict[str, Family] = {}
@@ -62,21 +65,33 @@ def _triton_problem() -> str | None:
 
 
 @lru_cache(maxsize=64)
-def _device_problem(device: torch.device) -> str | None:
+def _find_device_problem(device: torch.device) -> str | None:
     if device.type == "cpu":
         return _triton_problem() if INTERPRET else "the kernels run on GPUs; CPU tensors take the reference"
     if device.type != "cuda":
         return f"there are no kernels for device type {device.type!r}"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+    # without a GPU only fake tensors are on one, and who traces with them wants to see the op
+    if torch.version.hip is None and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
         return "the kernels need compute capability 8.0 or newer"
     return _triton_problem()
+
+
+def _device_problem(device: torch.device) -> str | None:
+    return _find_device_problem(device)
+
+
+# What torch.compiler.assume_constant_result sets, which would import dynamo: a compiler asks once, instead of tracing through the cache.
+_device_problem._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def explain(device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
     """The path that a plain eager call on (device, dtype) takes, "triton" or "reference", and why."""
     if _forced is not None:
         return _forced, "forced by tritattn.backend"
-    problem = _device_problem(torch.device(device))
+    device = torch.device(device)
+    problem = _device_problem(device)
+    if problem is None and device.type == "cuda" and not torch.cuda.is_available():
+        problem = "torch sees no GPU"
     if problem is not None:
         return "reference", problem
     if dtype not in KERNEL_DTYPES:
@@ -84,12 +99,12 @@ def explain(device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
     broken = sorted({name for name, broken_dtype in _broken if broken_dtype == dtype})
     if broken:
         return "triton", f"except {', '.join(broken)}: a kernel failed to compile"
-    return "triton", "interpreted on the CPU" if INTERPRET and torch.device(device).type == "cpu" else "kernels for this device"
+    return "triton", "interpreted on the CPU" if INTERPRET and device.type == "cpu" else "kernels for this device"
 
 
 @lru_cache(maxsize=256)
 def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warnings.warn(message, RuntimeWarning, stacklevel=5)
 
 
 def _transformed() -> bool:
@@ -119,7 +134,12 @@ class Family:
     launch(*inputs, spec) -> outputs; backward(grads, inputs, saved, spec, needs) -> one gradient or None per input.
     reference(*inputs, spec) -> the differentiable results, in plain torch.
     batched: names of the inputs that have a batch dimension (the others are parameters), for sharded tensors.
+
+    An input named "residual" is added before spec.activation: without an activation its gradient is the one that flows in, so that no launcher is
+    asked for it, and it is not saved.
     """
+
+    slots = 0  # how many of the differentiable results, the last ones, carry gradients but no values; see _relay
 
     def __init__(
         self,
@@ -141,6 +161,7 @@ class Family:
         self.differentiable = differentiable
         self.saved = [self.outputs.index(s) for s in saved]
         self.batched = frozenset(batched)
+        self.residual = self.inputs.index("residual") if "residual" in self.inputs else None
         self.fake, self.launch, self.backward, self.reference = fake, launch, backward, reference
         _families[name] = self
 
@@ -154,7 +175,7 @@ class Family:
         _lib.impl(name, self._op_impl, "CompositeExplicitAutograd")
         _lib.impl(f"{name}_backward", self._op_backward_impl, "CompositeExplicitAutograd")
         forward_name, backward_name = f"tritattn::{name}", f"tritattn::{name}_backward"
-        torch.library.register_fake(forward_name, lambda *args: fake(*args[:-1], decode(args[-1])), lib=_lib)
+        torch.library.register_fake(forward_name, self._op_fake, lib=_lib)
         torch.library.register_fake(backward_name, self._fake_backward, lib=_lib)
         torch.library.register_autograd(forward_name, self._op_autograd, setup_context=self._op_setup, lib=_lib)
         torch.library.register_autograd(backward_name, self._op_double, setup_context=self._op_double_setup, lib=_lib)
@@ -167,9 +188,17 @@ class Family:
     def __call__(self, *inputs: Tensor | None, spec: Spec) -> Any:
         x = inputs[0]
         assert x is not None
+        if torch._C._is_any_autocast_enabled() and torch.amp.is_autocast_available(x.device.type):
+            # the arithmetic is what each op says it is: the reference's linear layers stay in fp32, as the kernels' do
+            with torch.autocast(x.device.type, enabled=False):
+                return self._route(x, inputs, spec)
+        return self._route(x, inputs, spec)
+
+    def _route(self, x: Tensor, inputs: tuple[Tensor | None, ...], spec: Spec) -> Any:
         if torch.compiler.is_compiling():
             if self._usable(x) and not torch.onnx.is_in_onnx_export():
-                return self._results(self.op(*inputs, spec.encode()))
+                _met_dtensors()
+                return self._results(self._tuple(self.op(*inputs, spec.encode())))
             return self._results(self.reference(*inputs, spec))
         if _transformed():
             return self._results(self.reference(*inputs, spec))
@@ -179,9 +208,10 @@ class Family:
             if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
                 return self.function.apply(spec, *inputs)
             return self._results(self.run(inputs, spec))
-        if not self._usable(x) and not _is_sharded(inputs):
+        sharded = _meet_dtensors()
+        if not self._usable(x) and not (sharded and isinstance(x, sharded)):
             return self._results(self.reference(*inputs, spec))
-        return self._results(self.op(*inputs, spec.encode()))
+        return self._results(self._tuple(self.op(*inputs, spec.encode())))
 
     def _results(self, outputs: Sequence[Tensor]) -> Any:
         return outputs[0] if self.differentiable == 1 else tuple(outputs[: self.differentiable])
@@ -200,8 +230,11 @@ class Family:
         if _forced == "triton":
             raise RuntimeError(f"tritattn.backend('triton'): {self.name} cannot run on {x.device}: {problem}")
         if x.device.type not in ("cpu", "meta") and not torch.compiler.is_compiling():
-            _warn_once(f"tritattn.{self.name} runs its plain torch reference: {problem}")
+            self._warn(problem)
         return False
+
+    def _warn(self, problem: str) -> None:
+        _warn_once(f"tritattn.{self.name} runs its plain torch reference: {problem}")
 
     # -- running on real tensors -----------------------------------------------------------------------------------------------------------
 
@@ -219,8 +252,8 @@ class Family:
         with torch.no_grad():
             results = self.reference(*inputs, spec)
         shapes = self.fake(*inputs, spec)
-        settled = [torch.empty_like(s).copy_(r) for r, s in zip(results, shapes, strict=False)]
-        return (*settled, *(torch.zeros_like(s) for s in shapes[len(results) :]))
+        settled = [s.copy_(r) for r, s in zip(results, shapes, strict=False)]
+        return (*settled, *(s.zero_() for s in shapes[len(results) :]))
 
     def run_backward(
         self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], saved: Sequence[Tensor], spec: Spec, needs: Sequence[bool]
@@ -233,14 +266,15 @@ class Family:
                     return self.backward(grads, inputs, saved, spec, needs)
             except _launch_errors() as error:
                 self._mark_broken(x, error)
-        return self._reference_backward(grads, inputs, spec, needs)
+        with torch._C._ForceDispatchKeyGuard(*_OUTSIDE):
+            return self._reference_backward(grads, inputs, spec, needs)
 
     def _mark_broken(self, x: Tensor, error: BaseException) -> None:
         if _forced == "triton":
             raise error
         reason = f"a kernel failed to compile ({type(error).__name__}: {str(error)[:200]})"
         _broken[self.name, x.dtype] = reason
-        self._usable(x)  # warns
+        self._warn(reason)
 
     def _reference_backward(
         self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], spec: Spec, needs: Sequence[bool]
@@ -261,10 +295,57 @@ class Family:
             found[i] = t
         return found
 
+    # -- autograd: what the registered op and the eager fast path share ---------------------------------------------------------------------
+
+    def save(self, ctx: Any, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], spec: Spec, needs: Sequence[bool]) -> None:
+        ctx.save_for_backward(*self.kept(inputs, spec), *(outputs[i] for i in self.saved))
+        # slots bring the map's gradient, so they lead nowhere where the map needs none
+        ctx.mark_non_differentiable(*outputs[self.differentiable - (0 if needs[0] else self.slots) :])
+        ctx.set_materialize_grads(False)
+
+    def kept(self, inputs: Sequence[Tensor | None], spec: Spec) -> list[Tensor | None]:
+        """The inputs, None for those that no backward formula reads."""
+        return [None if i == self.residual and spec.activation == "none" else t for i, t in enumerate(inputs)]
+
+    def differentiate(
+        self, ctx: Any, grads: Sequence[Tensor | None], spec: Spec, needs: Sequence[bool], launch: Callable[..., Sequence[Tensor | None]]
+    ) -> list[Tensor | None]:
+        """One gradient or None per input, by launch(grads, inputs, saved, needs)."""
+        count, tensors = len(self.inputs), ctx.saved_tensors
+        grads, needs = grads[: self.differentiable], [bool(need) for need in needs[:count]]
+        if all(g is None for g in grads):
+            return [None] * count
+        return self.gradients(grads, tensors[:count], tensors[count:], spec, needs, launch)
+
+    def gradients(
+        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], saved: Sequence[Tensor], spec: Spec, needs: list[bool],
+        launch: Callable[..., Sequence[Tensor | None]],
+    ) -> list[Tensor | None]:  # fmt: skip
+        passed = self.residual if spec.activation == "none" else None
+        asked = [need and i != passed for i, need in enumerate(needs)]
+        found = self._only(asked, launch(grads, inputs, saved, asked) if any(asked) else asked)
+        if passed is not None and needs[passed]:
+            found[passed] = grads[0]
+        return found
+
+    @staticmethod
+    def _only(needs: Sequence[bool], found: Sequence[Any]) -> list[Any]:
+        return [f if need else None for f, need in zip(found, needs, strict=True)]
+
     # -- the registered ops ----------------------------------------------------------------------------------------------------------------
 
-    def _op_impl(self, *args: Any) -> tuple[Tensor, ...]:
-        return self.run(args[:-1], decode(args[-1]))
+    # In a schema, "(Tensor)" is a Tensor and not a tuple of one.
+
+    def _op_impl(self, *args: Any) -> Any:
+        outputs = self.run(args[:-1], decode(args[-1]))
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _op_fake(self, *args: Any) -> Any:
+        outputs = self.fake(*args[:-1], decode(args[-1]))
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _tuple(self, result: Any) -> tuple[Tensor, ...]:
+        return result if len(self.outputs) > 1 else (result,)
 
     def _split(self, args: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
         """Tensor arguments of the backward op -> (grads, inputs, saved)."""
@@ -291,16 +372,15 @@ class Family:
         inputs = self._split(tensors)[1]
         return tuple(torch.empty_like(t) if need else inputs[0].new_empty(0) for t, need in zip(inputs, needs, strict=True))
 
-    def _op_setup(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def _op_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.spec = inputs
-        ctx.save_for_backward(*tensors, *(output[i] for i in self.saved))
-        ctx.mark_non_differentiable(*output[self.differentiable :])
-        ctx.set_materialize_grads(False)
+        self.save(ctx, tensors, self._tuple(output), decode(ctx.spec), ctx.needs_input_grad)
 
     def _op_autograd(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        needs = [bool(n) for n in ctx.needs_input_grad[: len(self.inputs)]]
-        found = self.op_backward(*grads[: self.differentiable], *ctx.saved_tensors, ctx.spec, needs)
-        return (*(f if need else None for f, need in zip(found, needs, strict=True)), None)
+        def launch(grads: Any, inputs: Any, saved: Any, needs: Any) -> Any:
+            return self.op_backward(*grads, *inputs, *saved, ctx.spec, needs)
+
+        return (*self.differentiate(ctx, grads, decode(ctx.spec), ctx.needs_input_grad, launch), None)
 
     def _op_double_setup(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.spec, ctx.needs = inputs
@@ -337,109 +417,20 @@ def _function(family: Family) -> type[torch.autograd.Function]:
         def forward(ctx: Any, spec: Spec, *inputs: Tensor | None) -> Any:
             outputs = family.run(inputs, spec)
             ctx.spec = spec
-            ctx.save_for_backward(*inputs, *(outputs[i] for i in family.saved))
-            ctx.set_materialize_grads(False)
+            family.save(ctx, inputs, outputs, spec, ctx.needs_input_grad[1:])
             return family._results(outputs)
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            count = len(family.inputs)
-            tensors = ctx.saved_tensors
-            needs = ctx.needs_input_grad[1:]
-            if torch.is_grad_enabled():  # create_graph=True
-                found = family.op_backward(*grads, *tensors, ctx.spec.encode(), list(needs))
-            else:
-                found = family.run_backward(grads, tensors[:count], tensors[count:], ctx.spec, needs)
-            return (None, *(f if need else None for f, need in zip(found, needs, strict=True)))
+            def launch(grads: Any, inputs: Any, saved: Any, needs: Any) -> Any:
+                if torch.is_grad_enabled():  # create_graph=True
+                    return family.op_backward(*grads, *inputs, *saved, ctx.spec.encode(), needs)
+                return family.run_backward(grads, inputs, saved, ctx.spec, needs)
+
+            return (None, *family.differentiate(ctx, grads, ctx.spec, ctx.needs_input_grad[1:], launch))
 
     Fused.__name__ = Fused.__qualname__ = f"tritattn_{family.name}"
     return Fused
-
-
-class Relay:
-    """Two families with a torch module between them, x -> squeeze -> norm -> gate -> y, whose backward still writes the map's gradient once.
-
-    Squeeze passes x on to the gate, and an empty slot beside it. The gate's backward returns da, the gradient of what the activation received, as
-    the cotangent of the x it was passed, and its spatial logits as that of the slot; squeeze's backward makes dx of everything in one pass. Each
-    family alone stays an honest op; where calls must go through the dispatcher, the two are chained as such.
-    """
-
-    def __init__(self, squeeze: Family, gate: Family, squeeze_backward: Callable[..., Any], gate_backward: Callable[..., Any]):
-        self.squeeze, self.gate = squeeze, gate
-        self.squeeze_backward, self.gate_backward = squeeze_backward, gate_backward
-        self.squeeze_node, self.gate_node = _relay_nodes(self)
-
-    def __call__(self, inputs: Sequence[Tensor | None], norm: Callable[[Tensor], Tensor] | None, residual: Tensor | None, *, spec: Spec, channel: bool) -> Any:
-        x = inputs[0]
-        assert x is not None
-        tensors = (*inputs, residual)
-        plain = not torch.compiler.is_compiling() and not _transformed() and not torch._C._len_torch_dispatch_stack()
-        recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        if plain and recorded and all(type(t) in _PLAIN for t in tensors) and self.squeeze._usable(x) and self.gate._usable(x):
-            spatial, logits, passed, slot = self.squeeze_node.apply(spec, *inputs)
-            if norm is not None:
-                spatial = norm(spatial)
-            return self.gate_node.apply(spec, passed, logits if channel else None, spatial, slot, residual)
-        spatial, logits = self.squeeze(*inputs, spec=spec)
-        if norm is not None:
-            spatial = norm(spatial)
-        return self.gate(x, logits if channel else None, spatial, None, residual, spec=spec)
-
-
-def _relay_nodes(relay: Relay) -> tuple[type[torch.autograd.Function], type[torch.autograd.Function]]:
-    squeeze, gate = relay.squeeze, relay.gate
-
-    class Squeeze(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, spec: Spec, *inputs: Any) -> Any:
-            outputs = squeeze.run(inputs, spec)
-            ctx.spec = spec
-            ctx.save_for_backward(*inputs, *(outputs[i] for i in squeeze.saved))
-            ctx.set_materialize_grads(False)
-            return outputs[0], outputs[1], inputs[0], torch.empty_like(outputs[0])
-
-        @staticmethod
-        def backward(ctx: Any, *cotangents: Any) -> Any:
-            *grads, da, spatial = cotangents
-            count = len(squeeze.inputs)
-            inputs, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-            needs = ctx.needs_input_grad[1:]
-            if torch.is_grad_enabled() or not squeeze._usable(inputs[0]) or not inputs[0].numel():
-                found = list(squeeze.op_backward(*grads, *inputs, *saved, ctx.spec.encode(), list(needs)))
-                if needs[0] and da is not None:
-                    logits = saved[0] if ctx.spec.kind != "none" else None
-                    found[0] = found[0] + gate.reference(da, logits, spatial, None, None, ctx.spec._replace(activation="none"))[0]
-            else:
-                with _device_guard(inputs[0]):
-                    found = relay.squeeze_backward(grads, inputs, saved, ctx.spec, needs, da, spatial)
-            return (None, *(f if need else None for f, need in zip(found, needs, strict=True)))
-
-    class Gate(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, spec: Spec, x: Tensor, logits: Tensor | None, spatial: Tensor, slot: Tensor, residual: Tensor | None) -> Tensor:
-            ctx.spec = spec
-            ctx.save_for_backward(x, logits, spatial, residual)
-            return gate.run((x, logits, spatial, None, residual), spec)[0]
-
-        @staticmethod
-        def backward(ctx: Any, g: Tensor) -> Any:
-            x, logits, spatial, residual = ctx.saved_tensors
-            needs = ctx.needs_input_grad[1:]
-            if torch.is_grad_enabled() or not gate._usable(x) or not x.numel():
-                # da is the gradient of a residual, real or zero
-                extra = torch.zeros_like(x) if residual is None else residual
-                wanted = [False, logits is not None, True, False, True]
-                _, dlogits, dspatial, _, da = gate.op_backward(g, x, logits, spatial, None, extra, ctx.spec.encode(), wanted)
-                dresidual = da
-            else:
-                with _device_guard(x):
-                    da, dlogits, dspatial, dresidual = relay.gate_backward(g, (x, logits, spatial, residual), ctx.spec, needs)
-            found = (da, dlogits, dspatial, spatial, dresidual)
-            return (None, *(f if need else None for f, need in zip(found, needs, strict=True)))
-
-    Squeeze.__name__ = Squeeze.__qualname__ = f"tritattn_{squeeze.name}_relay"
-    Gate.__name__ = Gate.__qualname__ = f"tritattn_{gate.name}_relay"
-    return Squeeze, Gate
 
 
 def _device_guard(x: Tensor) -> Any:
@@ -449,53 +440,19 @@ def _device_guard(x: Tensor) -> Any:
     return nullcontext()
 
 
-def _is_sharded(inputs: Sequence[Tensor | None]) -> bool:
-    """Whether an input is a DTensor; registers the sharding rules when the first one is seen."""
-    from torch.distributed import is_available
+def _meet_dtensors() -> Any:
+    """The class of sharded tensors, with the ops' rules for it registered; None where nobody has imported it."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None:
+        return None
+    from ._sharding import register
 
-    if not is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    if not any(isinstance(t, DTensor) for t in inputs):
-        return False
-    _register_sharding()
-    return True
+    register(tuple(_families.values()))
+    return module.DTensor
 
 
-@lru_cache(maxsize=1)
-def _register_sharding() -> None:
-    """Everything replicated, or the batch sharded: then parameters stay replicated and their gradients are partial sums."""
-    from torch.distributed.tensor import Partial, Replicate, Shard
-    from torch.distributed.tensor.experimental import register_sharding
+def _met_dtensors() -> bool:
+    return _meet_dtensors() is not None
 
-    for family in _families.values():
-        results = len(family.outputs)
 
-        def forward_rule(*args: Any, family: Family = family, results: int = results) -> list[Any]:
-            tensors = args[:-1]
-            batch = [
-                None if t is None else Shard(0) if name in family.batched else Replicate()
-                for name, t in zip(family.inputs, tensors, strict=True)
-            ]
-            whole = [None if t is None else Replicate() for t in tensors]
-            return [([Replicate()] * results, [*whole, None]), ([Shard(0)] * results, [*batch, None])]
-
-        def backward_rule(*args: Any, family: Family = family) -> list[Any]:
-            *tensors, _, needs = args
-            grads, inputs, saved = family._split(tensors)
-            whole = [None if t is None else Replicate() for t in tensors]
-            batch: list[Any] = [None if g is None else Shard(0) for g in grads]
-            batch += [
-                None if t is None else Shard(0) if name in family.batched else Replicate()
-                for name, t in zip(family.inputs, inputs, strict=True)
-            ]
-            batch += [Shard(0) for _ in saved]
-            found = [
-                Replicate() if not need else Shard(0) if name in family.batched else Partial()
-                for name, need in zip(family.inputs, needs, strict=True)
-            ]
-            return [([Replicate()] * len(inputs), [*whole, None, None]), (found, [*batch, None, None])]
-
-        register_sharding(family.op)(forward_rule)
-        register_sharding(family.op_backward)(backward_rule)
+_met_dtensors._dynamo_marked_constant = True  # type: ignore[attr-defined]

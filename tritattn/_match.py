@@ -34,7 +34,7 @@ class Match:
 
 def match(peer: Peer, block: nn.Module) -> Match:
     """The block read as that entry. Raises NoFit with the reason."""
-    modules = dict(block.named_modules(remove_duplicate=False))
+    modules: dict[str | None, Any] = dict(block.named_modules(remove_duplicate=False))
     for path in (*peer.layers.values(), *peer.called[:1]):
         if path not in modules:
             raise Absent(f"it has no layer {path}")
@@ -75,8 +75,9 @@ def _check_inner(peer: Peer, path: str, module: nn.Module) -> None:
 
 def _sizes(module: str, layers: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor options that the shapes of the layers tell."""
-    named = {path.rpartition(".")[2]: layer for path, layer in layers.items()}
-    fc1, fc2, conv, bn = named.get("fc1"), named.get("fc2", named.get("fc")), named.get("conv"), named.get("bn")
+    named: Any = {path.rpartition(".")[2]: layer for path, layer in layers.items()}
+    fc1, fc2, conv, bn = (named.get(name) for name in ("fc1", "fc2", "conv", "bn"))
+    fc2 = named.get("fc", fc2)
     options: dict[str, Any] = {}
     if fc2 is not None:
         options |= {"channels": fc2.weight.shape[0], "bias": fc2.bias is not None}
@@ -99,7 +100,7 @@ def _sizes(module: str, layers: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _activations(peer: Peer, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+def _activations(peer: Peer, modules: Mapping[str | None, nn.Module]) -> dict[str, Any]:
     """The activations that the block's modules stand for; a path without a module is a function call, taken for the entry's usual one."""
     options = {}
     if peer.hidden in modules:

@@ -19,16 +19,19 @@ from .peers import NoFit
 def verify(block: nn.Module, plan: Plan, match: Match) -> None:
     """Compares outputs, gradients and buffers in fp64, in both modes, with and without ties. Raises NoFit with the first difference.
 
-    It runs on the block's device, so through the kernels on a GPU, where the output is also compared in the block's own dtype.
+    On a GPU it runs there, so through the kernels, and the output is compared in the block's own dtype as well.
     """
-    sample = next(block.parameters())
+    sample = next(block.parameters(), None)
+    if sample is None:
+        raise NoFit("it holds no parameters")
+    device = sample.device if sample.device.type == "cuda" else torch.device("cpu")  # not every device has fp64
     try:
-        with _undisturbed(sample.device):
-            exact = _redrawn(_copy(block).double())
+        with _undisturbed(device):
+            exact = _redrawn(_copy(block).to(device, torch.float64))
             for training in (True, False):
                 for ties in (False, True):
-                    _compare(exact.train(training), plan, _input(match, ties).to(sample.device))
-            if sample.device.type != "cpu" and sample.dtype != torch.float64:
+                    _compare(exact.train(training), plan, _input(match, ties).to(device))
+            if device.type == "cuda" and sample.dtype != torch.float64:
                 _compare_values(_redrawn(_copy(block)).eval(), plan, _input(match, False).to(sample))
     except NoFit:
         raise
@@ -56,7 +59,7 @@ def _compare_values(block: nn.Module, plan: Plan, x: Tensor) -> None:
     with torch.no_grad():
         exact = copy.deepcopy(block).double()(x.double())
         theirs, ours = ((f(x).double() - exact).abs().max() for f in (copy.deepcopy(block), _fused_copy(block, plan)))
-    if not ours <= 2 * theirs + 32 * torch.finfo(x.dtype).eps * exact.abs().max():
+    if not ours <= 2 * theirs + 8 * torch.finfo(x.dtype).eps * exact.abs().max():
         raise NoFit(f"not the same in {x.dtype}: off by {float(ours):.1e}, the original by {float(theirs):.1e}")
 
 
@@ -100,7 +103,7 @@ def _copy(block: nn.Module) -> nn.Module:
     twin = copy.deepcopy(block, memo)
     for module in twin.modules():
         if isinstance(module, nn.SyncBatchNorm):
-            module.__class__ = nn.BatchNorm2d  # the same arithmetic within one process
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # the same arithmetic within one process
     return twin.requires_grad_(True)
 
 

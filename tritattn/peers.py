@@ -91,7 +91,8 @@ def _timm_eca(block: Any) -> dict[str, Any]:
 
 def _basic_block(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     out = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
-    return out, x if block.downsample is None else block.downsample(x)
+    residual = x if block.downsample is None else block.downsample(x)
+    return out, residual.to(out.dtype)  # autocast can leave them apart; the original adds in place
 
 
 _BLOG = "0809zheng.github.io"
@@ -262,13 +263,13 @@ PEERS: tuple[Peer, ...] = (
     ),
     Peer(
         _EA,
-        ("SEAttention", "SELayer"),  # the second name: moskomule/senet.pytorch, from which the first was copied
+        ("SEAttention", "SELayer"),  # the second: moskomule/senet.pytorch
         "SqueezeExcite",
         {"fc1": "fc.0", "fc2": "fc.2"},
         hidden="fc.1",
         gates=("fc.3",),
     ),
-    Peer(_EA, ("ECAAttention",), "ECA", {"conv": "conv"}, gates=("sigmoid",)),
+    Peer(_EA, ("ECAAttention", "eca_layer"), "ECA", {"conv": "conv"}, gates=("sigmoid",)),  # the second: BangguWu/ECANet
     Peer(
         _EA,
         ("CBAMBlock",),
@@ -289,5 +290,6 @@ for _peer in PEERS:
 
 
 def candidates(block: nn.Module) -> Sequence[Peer]:
-    """The entries that go by the block's class name."""
-    return _BY_CLASS.get(type(block).__name__, ())
+    """The entries that go by the block's class name; under FSDP2 that is the name of the class below FSDP's own."""
+    names = [kind.__name__ for kind in type(block).__mro__]
+    return _BY_CLASS.get(names[2] if "FSDPModule" in names else names[0], ())

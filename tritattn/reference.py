@@ -57,7 +57,7 @@ def channel_statistics(x: Tensor, pools: Sequence[str] = ("avg", "max"), *, max_
         elif pool == "avg_max":
             values.append(0.5 * flat.mean(-1) + 0.5 * _maximum(flat, -1, max_grad))
         elif pool == "lp":
-            values.append(flat.square().sum(-1).sqrt())
+            values.append(torch.linalg.vector_norm(flat, dim=-1))  # its gradient at zero is zero, as in torch's lp_pool2d
         else:
             values.append(flat.logsumexp(-1))
     return torch.stack(values, 1)

@@ -71,8 +71,9 @@ def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: boo
     return replace(config, source="forced", **_forced) if _forced else config
 
 
-def _fit(c: int, hw: int, elements: int, channels_last: bool) -> tuple[int, int]:
-    """A tile of `elements`, long in the contiguous dimension."""
+def _fit(c: int, hw: int, channels_last: bool) -> tuple[int, int]:
+    """A tile long in the contiguous dimension; smaller where rows cannot be loaded in vectors, because every element then takes a register."""
+    elements = 4096 if (c if channels_last else hw) % 4 == 0 else 2048
     if channels_last:
         block_c = min(power_of_two(c), 128)
         return block_c, max(1, min(power_of_two(hw), elements // block_c))
@@ -81,8 +82,7 @@ def _fit(c: int, hw: int, elements: int, channels_last: bool) -> tuple[int, int]
 
 
 def _channel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    # rows that cannot be loaded in vectors need a register per element
-    block_c, block_p = _fit(c, hw, 4096 if channels_last or hw % 4 == 0 else 2048, channels_last)
+    block_c, block_p = _fit(c, hw, channels_last)
     programs = n * -(-c // block_c)
     steps = -(-hw // block_p)
     splits = min(steps, power_of_two(-(-4 * sms // max(programs, 1))))
@@ -90,16 +90,16 @@ def _channel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: i
 
 
 def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    return Config(*_fit(c, hw, 4096, channels_last))
+    return Config(*_fit(c, hw, channels_last))
 
 
 def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
     if channels_last:
-        return Config(min(power_of_two(c), 128), min(power_of_two(hw), 32))
+        return Config(min(power_of_two(c), 128), min(power_of_two(hw), 16))
     block_p = min(power_of_two(hw), 256)
-    while block_p > 32 and n * -(-hw // block_p) < 2 * sms:
+    while block_p > 32 and n * -(-hw // block_p) < sms:
         block_p //= 2
-    return Config(max(1, min(power_of_two(c), 4096 // block_p)), block_p)
+    return Config(max(1, min(power_of_two(c), 2048 // block_p)), block_p)
 
 
 def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -33,7 +34,7 @@ def obstacle(layer: nn.Module | None, kinds: Collection[type] = PLAIN_LAYERS) ->
     if kind not in kinds:
         if not parametrize.is_parametrized(layer) or kind.__mro__[1] not in kinds:
             return f"is a {kind.__name__}"
-        if any(True for _ in layer.parametrizations.buffers()):
+        if any(True for _ in layer.parametrizations.buffers()):  # type: ignore[union-attr]
             return "has a parametrization with a state"
     if "forward" in layer.__dict__:
         return "has a forward of its own"
@@ -45,14 +46,14 @@ def obstacle(layer: nn.Module | None, kinds: Collection[type] = PLAIN_LAYERS) ->
     return None
 
 
-def weights(layer: nn.Module | None) -> tuple[Tensor | None, Tensor | None]:
+def weights(layer: nn.Module | None) -> tuple[Any, Any]:
     """Weight and bias of a layer as a call of it would use them now; (None, None) for an absent layer."""
     if layer is None:
         return None, None
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, REWEIGHTING_HOOKS):
             hook(layer, None)
-    return layer.weight, layer.bias  # type: ignore[return-value]
+    return layer.weight, layer.bias
 
 
 def sublayer(module: nn.Module, path: str) -> nn.Module | None:
@@ -61,6 +62,13 @@ def sublayer(module: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         layer = getattr(layer, name)
     return layer
+
+
+def own_code(function: Any) -> Any:
+    """A copy of a method with a code object of its own, by which torch.compile counts recompilations: classes that share a forward
+    would otherwise share the limit."""
+    code = function.__code__.replace()
+    return types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 def one_of(argument: str, value: str, allowed: Collection[str]) -> str:
@@ -83,7 +91,7 @@ def odd(argument: str, value: int) -> int:
 
 def given(argument: str, value: T | None) -> T:
     if value is None:
-        raise ValueError(f"{argument}: expected a value, got None")
+        raise ValueError(f"{argument}: got None, expected a value")
     return value
 
 
@@ -123,6 +131,9 @@ class Block(nn.Module):
     """
 
     layers: ClassVar[tuple[str, ...]]  # paths of the layers, in the order in which `fused` takes them
+
+    def __init_subclass__(cls) -> None:
+        cls.forward = own_code(cls.forward)  # type: ignore[method-assign]
 
     def __init__(self, residual: bool = False, activation: str = "none") -> None:
         super().__init__()
@@ -164,10 +175,10 @@ class Block(nn.Module):
     def __prepare_scriptable__(self) -> NoReturn:
         not_scriptable(self)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         error_msgs = rest[-1]
-        translate(self, state_dict, prefix, strict, error_msgs)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
+        translate(self, state_dict, prefix, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def not_scriptable(module: nn.Module) -> NoReturn:

@@ -20,7 +20,7 @@ class SqueezeExcite(Block):
     Args:
         channels: C.
         rd_ratio, rd_channels, rd_divisor: R is `rd_channels`, or channels * rd_ratio rounded to a multiple of `rd_divisor`; with
-            `rd_divisor=None` rounded down (C // 16 by default, as in the authors' networks).
+            `rd_divisor=None` rounded down, as in the authors' networks (C // 16).
         pool: "avg", or "avg_max" for the half sum of mean and maximum.
         bias: of both layers.
         act: h, between the layers: none, relu, relu6, leaky_relu, silu, hardswish, gelu.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -102,8 +103,24 @@ def counters(x: Tensor, count: int) -> Tensor:
     key = (x.device, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0)
     found = _counters.get(key)
     if found is None or found.numel() < count:
-        found = _counters[key] = torch.zeros(max(4096, tuning.power_of_two(count)), dtype=torch.int32, device=x.device)
+        found = _counters[key] = _lasting_zeros(max(4096, tuning.power_of_two(count)), x.device)
     return found
+
+
+def _lasting_zeros(count: int, device: torch.device) -> Tensor:
+    """Zeros that outlive the memory pool in use: the warm-up of a CUDA graph sends this thread's allocations to the graph's own pool, so on a GPU
+    another thread makes them."""
+
+    def make() -> Tensor:
+        zeros = torch.zeros(count, dtype=torch.int32, device=device)
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()  # the caller's stream does not wait for that thread's
+        return zeros
+
+    if device.type != "cuda":
+        return make()
+    with ThreadPoolExecutor(max_workers=1) as other:
+        return other.submit(make).result()
 
 
 def matrix(w: Tensor | None) -> Tensor | None:

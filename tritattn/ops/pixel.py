@@ -11,7 +11,7 @@ from .. import reference
 from .._library import Family
 from .._spec import Spec
 from . import _checks, _excite
-from ._launch import Cotangent, Map, gate_backward_input, kernels, matrix
+from ._launch import Cotangent, Map, counters, gate_backward_input, kernels, matrix
 from .channel import mlp_kind
 
 
@@ -31,20 +31,22 @@ def _pixel_forward(m: Map, w, b, logits: Tensor | None, residual: Tensor | None,
 def _pixel_backward(
     m: Map, w: Tensor, logits: Tensor | None, q: Tensor, spec: Spec, cotangent: Cotangent, dx: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(dq [N, HW], dw [C], sum over positions of the channel gate's gradient [N, C]); stores da into the cotangent, and dx where it is given."""
+    """(dq [N, HW], dw [C], gradient of the channel logits [N, C]); stores da into the cotangent, and dx where it is given."""
     config = m.config("pixel")
     resident = config.block_c >= m.c
     groups = config.splits if resident else -(-m.hw // config.block_p)
     dq = m.small(m.n, m.hw)
     dw = m.small(m.n, groups, m.c)
-    ds = m.small(m.n, groups, m.c) if logits is not None else None
+    dlogits = m.small(m.n, m.c) if logits is not None else None
+    channel = logits is not None
     kernels().pixel_gate_bwd_kernel[(m.n * groups,)](
-        x_ptr=m.x, w_ptr=matrix(w), logits_ptr=logits, q_ptr=q, da_ptr=cotangent.da, dx_ptr=dx, dq_ptr=dq, dw_part_ptr=dw, ds_part_ptr=ds,
-        groups=groups, **m.args, **cotangent.args(), GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=logits is not None, COMBINE=spec.combine,
+        x_ptr=m.x, w_ptr=matrix(w), logits_ptr=logits, q_ptr=q, da_ptr=cotangent.da, dx_ptr=dx, dq_ptr=dq, dw_part_ptr=dw,
+        ds_part_ptr=m.small(m.n, groups, m.c) if channel else None, counter_ptr=counters(m.x, m.n) if channel else None, dlogits_ptr=dlogits,
+        groups=groups, **m.args, **cotangent.args(), GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=channel, COMBINE=spec.combine,
         STORE_DA=cotangent.da is not None, STORE_DX=dx is not None, RESIDENT=resident, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
         num_warps=config.num_warps,
     )  # fmt: skip
-    return dq, dw.sum((0, 1)), ds.sum(1) if ds is not None else None
+    return dq, dw.sum((0, 1)), dlogits
 
 
 def _like(t: Tensor, parameter: Tensor | None) -> Tensor | None:
@@ -115,15 +117,12 @@ def _scse_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> S
     cotangent = Cotangent(m, g, residual, spec)
     found: list[Tensor | None] = [None] * 8
     if any(needs[:7]) or cotangent.da is not None:
-        dq, dw, ds = _pixel_backward(m, w, excited.logits, q, spec, cotangent, None)
-        assert ds is not None
+        dq, dw, dlogits = _pixel_backward(m, w, excited.logits, q, spec, cotangent, None)
+        assert dlogits is not None
         found[5] = _like(dw, w) if needs[5] else None
         found[6] = _like(dq.sum(), b) if needs[6] else None
         cotangent.stored()
         if any(needs[:5]):
-            with torch.enable_grad():  # f' of a few numbers, by autograd through the reference's f
-                logits = excited.logits.detach().requires_grad_()
-                (dlogits,) = torch.autograd.grad(reference.GATES[spec.gate](logits), logits, ds)
             dz, found[1:5] = _excite.backward(m, dlogits, (w1, b1, w2, b2), excited, spec, needs[1:5], needs[0])
             if needs[0]:
                 assert dz is not None

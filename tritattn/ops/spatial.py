@@ -1,7 +1,7 @@
 """CBAM and its spatial half: statistics over channels, a k x k convolution, perhaps a BatchNorm, and the gate.
 
-A torch module (BatchNorm in training) may stand between squeeze and gate, so these are two autograd nodes, `spatial_squeeze` and `gate`. Joined by
-`Relay` they still write the map's gradient once: the gate hands da on instead of a dx of its own, and the squeeze adds everything up.
+A torch module (BatchNorm in training) may stand between squeeze and gate, so these are two ops, `spatial_squeeze` and `spatial_gate`. As a relay they
+still write the map's gradient once: the gate hands da on instead of a dx of its own, and the squeeze adds everything up.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from .._library import Family, Relay
+from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
 from . import _checks, _excite
-from ._launch import Cotangent, Map, counters, gate_backward_channel, gate_backward_column, gate_backward_input, kernels
+from ._launch import Cotangent, Map, counters, gate_backward_channel, gate_backward_column, gate_backward_input, gate_forward, kernels
 from .channel import MAX_GRADS, _refuse_epilogue, mlp_kind, pool_names
 from .gate import gate_family
 
@@ -40,22 +40,26 @@ def _fake(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, 
         excited = _excite.Excited(*(t.new_empty(0) for t in excited))
     stats = x.new_empty((n, 2, h, w), dtype=acc)
     spatial = x.new_empty((n, 1, h, w), dtype=_logits_dtype(x, spec)) if weight is not None else torch.empty_like(stats)
-    return spatial, *excited, stats, x.new_empty((n, h, w), dtype=torch.int32)
+    slots = RelaySqueeze.slot(x), RelaySqueeze.slot(spatial)
+    return spatial, excited[0], *slots, *excited[1:], stats, x.new_empty((n, h, w), dtype=torch.int32)
 
 
 def _launch(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec: Spec) -> tuple[Tensor, ...]:
     m = Map(x)
-    spatial, *excited, stats, aux = _fake(m.x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec)
+    spatial, logits, map_slot, gate_slot, *excited, stats, aux = _fake(
+        m.x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec
+    )  # fmt: skip
     if spec.kind != "none":
-        excited = [*_excite.forward(m, w1, b1, w2, b2, spec)]
+        logits, *excited = _excite.forward(m, w1, b1, w2, b2, spec)
+    rest = (logits, map_slot, gate_slot, *excited, stats, aux)
     config = m.config("column")
     k = kernels()
     k.spatial_squeeze_fwd_kernel[(m.n * -(-m.hw // config.block_p),)](
-        m.x, excited[0], stats, aux, **m.args, GATE=spec.gate, HAS_CHANNEL=spec.kind != "none", EVEN=spec.max_grad == "even",
+        m.x, logits, stats, aux, **m.args, GATE=spec.gate, HAS_CHANNEL=spec.kind != "none", EVEN=spec.max_grad == "even",
         BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
     )  # fmt: skip
     if weight is None:
-        return stats.clone(), *excited, stats, aux
+        return stats.clone(), *rest
     height, width = x.shape[2:]
     block = min(256, 1 << (m.hw - 1).bit_length())
     mean_at, max_at = {"mean_max": (0, 1), "max_mean": (1, 0), "mix": (0, 0)}[spec.order]
@@ -64,7 +68,7 @@ def _launch(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var
         MAX_AT=max_at, TAPS=weight.shape[-1], HAS_BIAS=bias is not None, HAS_BN=bn_mean is not None, HAS_AFFINE=bn_weight is not None,
         BLOCK_P=block, ACC=m.acc_tl, num_warps=4,
     )  # fmt: skip
-    return spatial, *excited, stats, aux
+    return spatial, *rest
 
 
 def _ordered(stats: Tensor, order: str) -> Tensor:
@@ -116,12 +120,8 @@ def _convolution_backward(g: Tensor, stats: Tensor, inputs: Sequence[Tensor | No
 
 
 def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
-    return _backward_relayed(grads, inputs, saved, spec, needs, None, None)
-
-
-def _backward_relayed(grads, inputs, saved, spec: Spec, needs: Sequence[bool], da: Tensor | None, spatial: Tensor | None) -> list[Tensor | None]:
     """With da (what flows through the gate) and the gate's spatial logits, dx also holds the gate's share; dlogits comes in complete."""
-    dspatial, dlogits = grads
+    dspatial, dlogits, da, spatial = grads
     x, *params = inputs
     logits, z, hidden, aux, stats, saux = saved
     m = Map(x)
@@ -148,8 +148,8 @@ def _backward_relayed(grads, inputs, saved, spec: Spec, needs: Sequence[bool], d
     if needs[0]:
         cotangent = None if da is None else Cotangent(m, da, None, Spec())
         found[0] = gate_backward_input(
-            m, spec, cotangent=cotangent, logits=logits if channel else None, spatial=spatial, statistics=statistics,
-            pooled=None if dz is None else (z, dz, aux),
+            m, spec, cotangent=cotangent, logits=logits if channel else None,
+            spatial=None if spatial is None else spatial.contiguous(), statistics=statistics, pooled=None if dz is None else (z, dz, aux),
         )  # fmt: skip
     return found
 
@@ -171,36 +171,62 @@ def _reference(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_
     return spatial.to(_logits_dtype(x, spec)), logits
 
 
-spatial_squeeze = Family(
+def _share(da: Tensor, inputs: Sequence[Tensor | None], spatial: Tensor | None, spec: Spec) -> Tensor:
+    """The gate's share of dx: da f(logits) h(spatial)."""
+    logits = _excite.plain(*inputs[:5], spec) if spec.kind != "none" else None
+    return _gate_reference(da, logits, spatial, None, None, None, spec._replace(activation="none"))[0]
+
+
+spatial_squeeze = RelaySqueeze(
     "spatial_squeeze",
     inputs=INPUTS,
-    outputs=("spatial", *_excite.RESULTS, "stats", "saux"),
-    differentiable=2,
+    outputs=("spatial", "logits", "map_slot", "gate_slot", *_excite.RESULTS[1:], "stats", "saux"),
+    differentiable=4,
     saved=(*_excite.RESULTS, "stats", "saux"),
     batched=("x",),
     fake=_fake,
     launch=_launch,
     backward=_backward,
     reference=_reference,
+    share=_share,
 )
 
-# -- squeeze and gate as two joined nodes ----------------------------------------------------------------------------------------------------
+# -- the gate --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _gate_backward_relayed(g: Tensor, inputs, spec: Spec, needs: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """(da, dlogits, dspatial, dresidual) of y = a(x f(logits) h(spatial) + residual), the map's own gradient left to the squeeze."""
-    x, logits, spatial, residual = inputs
+def _gate_launch(x, channel, spatial, residual, map_slot, gate_slot, spec: Spec) -> tuple[Tensor, ...]:
+    return (gate_forward(Map(x), channel, spatial.contiguous(), residual, spec),)
+
+
+def _gate_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
+    """da, the gradients of the channel logits and of the spatial logits."""
+    (g,) = grads
+    x, channel, spatial, residual, *_ = inputs
     m = Map(x)
     cotangent = Cotangent(m, g, residual, spec)
-    if spec.activation != "none" and cotangent.da is None:
+    if needs[0]:
         cotangent.da = m.empty()
-    dspatial, dlogits = gate_backward_column(m, logits, spatial.contiguous(), spec, cotangent)
-    cotangent.stored()
-    assert cotangent.g is not None
-    return cotangent.g, dlogits, dspatial, cotangent.residual_grad(m, g, residual)
+    dspatial, dchannel = gate_backward_column(m, channel, spatial.contiguous(), spec, cotangent)
+    da = cotangent.da
+    return None if da is None else m.output(da), dchannel, dspatial, None, None, None
 
 
-relay = Relay(spatial_squeeze, gate_family, _backward_relayed, _gate_backward_relayed)
+def _gate_reference(x, channel, spatial, residual, map_slot, gate_slot, spec: Spec) -> tuple[Tensor, ...]:
+    return gate_family.reference(x, channel, spatial, None, residual, spec)
+
+
+spatial_gate = RelayGate(
+    "spatial_gate",
+    inputs=("x", "channel?", "spatial", "residual?", "map_slot?", "gate_slot?"),
+    outputs=("y",),
+    differentiable=1,
+    saved=(),
+    batched=("x", "channel", "spatial", "residual", "map_slot", "gate_slot"),
+    fake=lambda x, channel, spatial, residual, map_slot, gate_slot, spec: (torch.empty_like(x),),
+    launch=_gate_launch,
+    backward=_gate_backward,
+    reference=_gate_reference,
+)
 
 # -- public functions ------------------------------------------------------------------------------------------------------------------------
 
@@ -245,10 +271,15 @@ def _attend(
     elif norm is not None and norm.weight is not None and norm.weight.dtype != reference.accumulator(x.dtype):  # type: ignore[attr-defined]
         spec = spec._replace(out=str(norm.weight.dtype).removeprefix("torch."))  # type: ignore[attr-defined]
     inputs = (x, *params, weight, bias, *folded)
+    spatial, logits, *slots = spatial_squeeze(*inputs, spec=spec)
+    if norm is not None:
+        spatial = norm(spatial)
     if not apply:
-        spatial, _ = spatial_squeeze(*inputs, spec=spec)
-        return reference.GATES[spec.spatial_gate](spatial if norm is None else norm(spatial)).to(x.dtype)
-    return relay(inputs, norm, residual, spec=spec, channel=spec.kind != "none")
+        return reference.GATES[spec.spatial_gate](spatial).to(x.dtype)
+    channel = logits if spec.kind != "none" else None
+    if not slots:  # the squeeze took the reference
+        return gate_family(x, channel, spatial, None, residual, spec=spec)
+    return spatial_gate(x, channel, spatial, residual, *slots, spec=spec)
 
 
 def spatial_attention(
@@ -308,7 +339,7 @@ def spatial_statistics(x: Tensor, kinds: Sequence[str] = ("mean", "max"), *, max
         raise ValueError(f"kinds: got {kinds!r}, expected a non-empty sequence of 'mean', 'max', 'mix'")
     for kind in kinds:
         _checks.choice("kinds", kind, ("mean", "max", "mix"))
-    stats, _ = spatial_squeeze(x, *(None,) * 10, spec=Spec(max_grad=max_grad))
+    stats, *_ = spatial_squeeze(x, *(None,) * 10, spec=Spec(max_grad=max_grad))
     rows = {"mean": stats[:, 0], "max": stats[:, 1]}
     if tuple(kinds) == ("mean", "max"):
         return stats

@@ -1,0 +1,52 @@
+"""What tritattn's kernels move, counted in Triton's interpreter: `TRITON_INTERPRET=1 python -m perf.interpret`, a process of its own because Triton
+decides at import whether it interprets.
+
+Reads JSON lines {"case": ..., "batch": ...} on standard input, writes a JSON line for each on standard output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+import torch
+
+import tritattn
+
+from .cases import Case, Inputs
+from .choices import for_batch
+from .counting import Counter, Moved, interpreted, map_order
+from .providers import build
+
+
+def count(case: Case, batch: int) -> dict[str, Moved]:
+    """Mode -> what it moves, with the tiles of a batch of `batch`."""
+    inputs = Inputs(case, "cpu")
+    call = build("tritattn", case, inputs.weights, "cpu")
+    call.train(True)
+    residual = inputs.residual[0]
+    wanted = [inputs.x[0], *([] if residual is None else [residual]), *call.parameters]
+    of_map = map_order(case)
+    with for_batch(batch), tritattn.backend("triton"):
+        with Counter(of_map) as forward, interpreted(forward):
+            y = call.run(inputs.x[0], residual)
+        with Counter(of_map) as backward, interpreted(backward):
+            torch.autograd.grad(y, wanted, inputs.g[0])
+    return {"fwd": forward.moved, "bwd": backward.moved}
+
+
+def main() -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            found = count(Case(**asked["case"]), asked["batch"])
+            answer: dict[str, Any] = {mode: dataclasses.asdict(moved) for mode, moved in found.items()}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

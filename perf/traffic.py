@@ -1,0 +1,168 @@
+"""What every op moves and launches: tritattn's kernels in the interpreter, eager code by its operators, torch.compile by the code it generates."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .cases import Case, Inputs, make_case
+from .counting import Counter, Moved, map_order
+from .environment import ROOT, environment
+from .ops import OPS
+from .providers import build
+from .schema import TRAFFIC, Writer
+from .shapes import STAGES, Site
+from .summary import print_traffic
+
+BATCH = 2  # of the maps that are counted
+TILES_FOR = 256  # of the maps whose tiles, or whose generated code, is counted
+Answers = dict[str, Any]
+
+
+def eager(case: Case) -> dict[str, Moved]:
+    """Mode -> what plain torch moves, from the operators that it dispatches."""
+    inputs = Inputs(case, "meta")
+    call = build("eager", case, inputs.weights, "meta")
+    call.train(True)
+    residual = inputs.residual[0]
+    wanted = [inputs.x[0], *([] if residual is None else [residual]), *call.parameters]
+    of_map = map_order(case)
+    with Counter(of_map) as forward:
+        y = call.run(inputs.x[0], residual)
+    with Counter(of_map) as backward:
+        torch.autograd.grad(y, wanted, inputs.g[0])
+    return {"fwd": forward.moved, "bwd": backward.moved}
+
+
+def ask(module: str, questions: Iterable[dict[str, Any]], **variables: str) -> Iterator[Answers]:
+    """Answers of a worker process, in order; once it has died, {"unavailable": why} for the rest."""
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, "-m", module]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, text=True, **pipes)  # type: ignore[call-overload]
+    try:
+        for question in questions:
+            line = ""
+            try:
+                worker.stdin.write(json.dumps(question) + "\n")
+                worker.stdin.flush()
+                line = worker.stdout.readline()
+            except BrokenPipeError:
+                pass
+            yield json.loads(line) if line else {"unavailable": f"{module} ended with exit status {worker.wait()}"}
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def plan(op_names: Sequence[str], sites: Sequence[Site], layouts: Sequence[str], dtype: str) -> list[Case]:
+    """Sites are the outer loop: a run cut short has all ops at the first of them. A block with a norm is counted with and without."""
+    cases = []
+    for site in sites:
+        for name in op_names:
+            for layout in layouts:
+                cases.append(make_case(name, dtype, layout, BATCH, site))
+    return cases
+
+
+def rows(case: Case, provider: str, answer: Answers) -> list[dict[str, Any]]:
+    """The rows of one case: `answer` holds Moved (or its fields) by mode, or why there is none."""
+    found = []
+    for index, mode in enumerate(("fwd", "bwd")):
+        row: dict[str, Any] = {name: value for name, value in case.row().items() if name != "params"}
+        row.update(provider=provider, mode=mode, bar_u=case.op.bar_u[index], floor_u=case.op.floor_u[index], status="ok")
+        if mode in answer:
+            moved = answer[mode] if isinstance(answer[mode], Moved) else Moved(**answer[mode])
+            row.update(moved.in_u(map_order(case).map_numel * case.itemsize), launches=moved.launches)
+        else:
+            row["status"] = next((f"{why}: {text}" for why, text in answer.items()), "error: no answer")
+        found.append(row)
+    return found
+
+
+def traffic(
+    path: str | os.PathLike[str],
+    console: Console,
+    *,
+    op_names: Sequence[str] = OPS,
+    sites: Sequence[Site] = STAGES,
+    layouts: Sequence[str] = ("contiguous", "channels_last"),
+    dtype: str = "bf16",
+    budget: float | None = None,
+    resume: bool = True,
+) -> Path:
+    started = time.monotonic()
+    cases = plan(op_names, sites, layouts, dtype)
+    large = [dataclasses.replace(case, n=TILES_FOR) for case in cases]
+    columns = (TextColumn("traffic {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Writer(path, TRAFFIC, environment("cpu"), resume=resume) as writer, Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=6 * len(cases))
+
+        def missing(cases: Sequence[Case], provider: str) -> Iterator[Case]:
+            """The cases to do, until the budget is spent."""
+            for case in cases:
+                if all(writer.has(row) for row in rows(case, provider, {})):
+                    progress.advance(task, 2)
+                elif budget is None or time.monotonic() - started < budget:
+                    progress.update(task, description=f"{case.op_name} {case.layout}")
+                    yield case
+
+        # Both workers take seconds per case; each has a thread here that feeds it, and this one alone writes.
+        answers: queue.Queue[tuple[Case, str, Answers] | None] = queue.Queue()
+
+        def feed(provider: str, module: str, questions: list[tuple[Case, dict[str, Any]]], variables: dict[str, str]) -> None:
+            try:
+                within = (q for q in questions if budget is None or time.monotonic() - started < budget)
+                asked: list[Case] = []
+
+                def lines() -> Iterator[dict[str, Any]]:
+                    for case, question in within:
+                        asked.append(case)
+                        yield question
+
+                for answer in ask(module, lines(), **variables):
+                    answers.put((asked[-1], provider, answer))
+            finally:
+                answers.put(None)
+
+        for case in missing(cases, "eager"):
+            for row in rows(case, "eager", eager(case)):
+                writer.write(row)
+            progress.advance(task, 2)
+        interpret = [(c, {"case": dataclasses.asdict(c), "batch": TILES_FOR}) for c in missing(cases, "tritattn")]
+        generate = [(c, {"case": dataclasses.asdict(c)}) for c in missing(large, "compile")]
+        feeders = [
+            threading.Thread(target=feed, args=("tritattn", "perf.interpret", interpret, {"TRITON_INTERPRET": "1"}), daemon=True),
+            threading.Thread(target=feed, args=("compile", "perf.inductor", generate, {"TRITON_INTERPRET": "0"}), daemon=True),
+        ]
+        for feeder in feeders:
+            feeder.start()
+        running = len(feeders)
+        while running:
+            item = answers.get()
+            if item is None:
+                running -= 1
+                continue
+            case, provider, answer = item
+            progress.update(task, description=f"{case.op_name} {case.layout}")
+            for row in rows(case, provider, answer):
+                writer.write(row)
+            progress.advance(task, 2)
+        left = int(progress.tasks[task].total - progress.tasks[task].completed)
+        if left:
+            console.print(f"budget of {budget:g} s spent: {left} rows not counted")
+        print_traffic(writer.rows, console)
+    return Path(path)

@@ -1,0 +1,93 @@
+"""Every way of cutting a map into programs gives the same answer: forced tiles, odd sizes, other ranks, and programs in another order."""
+
+import pytest
+import torch
+from cases import BY_NAME, OPS, VALUES, check, fused, make, run
+from interpreter import reversed_programs
+
+from tritattn import tuning
+
+# several blocks of channels and of positions, two ranges of positions, no tile with all channels of a position
+CUT = {"block_c": 2, "block_p": 4, "splits": 2}
+# ranges without positions, and all channels in one tile
+EMPTY = {"block_c": 8, "block_p": 2, "splits": 16}
+
+
+def same_in_any_order(op, inputs, activation, got):
+    """Bit for bit, also when the last program to arrive is another one."""
+    with reversed_programs():
+        again = run(fused, op, inputs, activation)
+    running = {name for name in got if name.startswith("norm.running")}
+    assert all(torch.equal(got[name], again[name]) for name in got if name not in running)
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_many_tiles(op):
+    inputs = make(op, (2, 3, 3, 5), residual=op.epilogue, values="ties")
+    activation = "silu" if op.epilogue else "none"
+    with tuning.forced(**CUT):
+        got = check(op, inputs, activation)
+        same_in_any_order(op, inputs, activation, got)
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_many_tiles_channels_last(op):
+    inputs = make(op, (2, 3, 3, 5), layout="channels_last", seed=1)
+    with tuning.forced(**CUT):
+        got = check(op, inputs)
+        same_in_any_order(op, inputs, "none", got)
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_more_splits_than_positions(op):
+    with tuning.forced(**EMPTY):
+        check(op, make(op, (2, 3, 3, 3), residual=op.epilogue, seed=2), "relu" if op.epilogue else "none")
+
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("name", ["channel_statistics", "channel_statistics-even", "spatial_statistics-even", "sse", "scse-max"])
+def test_values_across_tiles(name, values):
+    op = BY_NAME[name]
+    with tuning.forced(**CUT):
+        check(op, make(op, (2, 3, 3, 5), values=values, seed=3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 5, 3), (3, 3, 7, 7), (2, 16, 4, 4), (1, 19, 14, 2)], ids=str)
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_shapes(op, shape):
+    if op.shapes(shape).get("norm") == "train" and shape == (1, 1, 1, 1):
+        pytest.skip("torch's BatchNorm refuses a single value in training")
+    check(op, make(op, shape, layout=("contiguous", "channels_last")[sum(shape) % 2], seed=4))
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if 5 in op.ranks], ids=str)
+def test_ranks(op):
+    check(op, make(op, (2, 5, 9), residual=op.epilogue, seed=5), "relu" if op.epilogue else "none")
+    check(op, make(op, (2, 3, 2, 3, 4), layout="channels_last", seed=6))
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_empty_batch(op, launches):
+    if op.shapes((0, 3, 4, 5)).get("norm") == "train":
+        pytest.skip("torch's BatchNorm refuses an empty batch in training")
+    got = check(op, make(op, (0, 3, 4, 5), residual=op.epilogue))
+    assert got["y"].shape[0] == 0 and not launches
+
+
+WIDE = ["se", "ese", "channel_attention-pools", "channel_attention-fc", "scse", "cbam"]
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_excite_in_blocks_inside(name, launches):
+    """More channels than the excite inside the squeeze takes at once."""
+    op = BY_NAME[name]
+    check(op, make(op, (1, 130, 34, 32), seed=7), wanted=["x", "w2"])
+    assert launches[:2].count("linear_kernel") == 0
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_excite_in_blocks_batched(name, launches):
+    """More channels, and more images, than one tile of the excite after the squeeze holds."""
+    op = BY_NAME[name]
+    check(op, make(op, (18, 40, 2, 1), seed=8))
+    assert launches[1] == "linear_kernel"

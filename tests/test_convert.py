@@ -1,0 +1,537 @@
+"""`convert` and `restore`: what they swap, what they keep, what they leave alone, and that nothing else notices."""
+
+import copy
+import dataclasses
+import io
+import pickle
+import re
+
+import peer_blocks.authors as authors
+import peer_blocks.blog as blog
+import peer_blocks.external as external
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from peer_pairs import PAIRS, monai, smp, timm
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_module
+from torch.nn.utils import parametrize, prune
+
+import tritattn
+from tritattn import _verify
+from tritattn import nn as tn
+from tritattn.peers import NoFit
+
+BLOCKS = {name: theirs for name, (theirs, _) in PAIRS.items()} | {
+    "blog-BasicBlock": lambda: blog.BasicBlock(8, 8),
+    "blog-BasicBlock-stride": lambda: blog.BasicBlock(4, 8, 2, nn.Sequential(nn.Conv2d(4, 8, 1, 2), nn.BatchNorm2d(8))),
+    "timm-CecaModule-bias": lambda: timm("CecaModule")(64, act_layer=nn.ReLU),
+    "timm-CbamModule-gates": lambda: timm("CbamModule")(32, spatial_kernel_size=3, gate_layer="hard_sigmoid", act_layer=nn.SiLU),
+    "monai-1d": lambda: monai(1, 16),
+    "monai-3d": lambda: monai(3, 16, acti_type_1="leakyrelu", acti_type_2="relu"),
+    "external-CBAMBlock-49": lambda: external.CBAMBlock(32),
+}
+# The same blocks under the names that they have in moskomule/senet.pytorch and BangguWu/ECANet; the latter has no bias.
+SELayer = type("SELayer", (external.SEAttention,), {})
+eca_layer = type("eca_layer", (external.ECAAttention,), {})
+BLOCKS["SELayer"] = lambda: SELayer(32)
+BLOCKS["eca_layer"] = lambda: changed(eca_layer(), "conv", nn.Conv1d(1, 1, 5, padding=2, bias=False))
+RANKS = {"monai-1d": 3, "monai-3d": 5}
+RETURN_GATE = ("blog-ChannelAttention", "blog-SpatialAttention")
+
+
+def build(name):
+    torch.manual_seed(0)
+    block = BLOCKS[name]().double()
+    with torch.no_grad():
+        for key, t in block.state_dict().items():
+            if t.is_floating_point():
+                t.copy_(torch.rand_like(t) + 0.2 if "running" in key else torch.randn_like(t) / max(1, t[:1].numel()) ** 0.5)
+    return block
+
+
+def sample(block, name=None, ties=False):
+    channels = next((p.shape[1] for p in block.parameters() if p.dim() > 1 and p.shape[1] > 2), 16)
+    size = {3: (11,), 4: (6, 8), 5: (3, 4, 2)}[RANKS.get(name, 4)]
+    x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (2 * x).round().relu() / 2 if ties else x
+
+
+def step(block, x):
+    """Output, gradients and buffers of one training step."""
+    block.zero_grad()
+    x = x.clone().requires_grad_()
+    y = block(x)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype))
+    result = {"y": y.detach(), "x": x.grad} | {f"d {name}": p.grad for name, p in block.named_parameters()}
+    return result | {name: b.clone() for name, b in block.named_buffers()}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    largest = max(float(t.abs().max()) for t in expected.values())
+    for name, t in expected.items():
+        torch.testing.assert_close(found[name], t, rtol=0, atol=1e-11 * largest, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_same_numbers_from_the_fused_pass(name, monkeypatch):
+    original = build(name)
+    block = copy.deepcopy(original)
+    (row,) = tritattn.convert(block)
+    assert row.status == "converted" and row.path == "" and row.cls == type(original).__name__
+    for training in (True, False):
+        for ties in (False, True):
+            x = sample(block, name, ties)
+            original.train(training)
+            block.train(training)
+            assert_same(step(block, x), step(original, x))
+    monkeypatch.setattr(type(original), "forward", None)  # a call of the original would raise
+    block(sample(block, name))
+
+
+@pytest.mark.parametrize("name", ["blog-BasicBlock", "authors-CBAM", "timm-SEModule", "external-SEAttention"])
+def test_nothing_else_changes(name):
+    block = build(name).eval()
+    for p in block.parameters():
+        p.grad = torch.ones_like(p)
+    block.some_flag = "kept"
+    handle = block.register_forward_hook(lambda m, args, y: y + 1)
+    tensors = [*block.parameters(), *block.buffers()]
+    before = copy.deepcopy([t.detach() for t in tensors])
+    keys, kind, attributes = list(block.state_dict()), type(block), set(vars(block))
+    modules, random_state = list(block.modules()), torch.get_rng_state()
+    x = sample(block)
+    expected = block(x)
+
+    tritattn.convert(block)
+    assert isinstance(block, kind) and type(block).__name__ == kind.__name__
+    assert all(a is b for a, b in zip((*block.parameters(), *block.buffers()), tensors, strict=True))
+    assert all(a is b for a, b in zip(block.modules(), modules, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in block.parameters())
+    assert list(block.state_dict()) == keys and not block.training and block.some_flag == "kept"
+    assert torch.equal(torch.get_rng_state(), random_state)
+    torch.testing.assert_close(block(x), expected)  # the hook runs, once
+    handle.remove()
+    torch.testing.assert_close(block(x), expected - 1)
+
+    (row,) = tritattn.restore(block)
+    assert row.status == "restored" and type(block) is kind and set(vars(block)) == attributes
+    assert torch.equal(block(x) + 1, expected)
+
+
+@pytest.mark.parametrize("name", ["blog-BasicBlock", "authors-CBAM", "timm-SEModule"])
+def test_copies_and_pickles(name):
+    block = build(name).eval()
+    tritattn.convert(block)
+    saved = io.BytesIO()
+    torch.save(block, saved)
+    saved.seek(0)
+    twins = [copy.deepcopy(block), copy.copy(block), torch.load(saved, weights_only=False)]
+    twins += [pickle.loads(pickle.dumps(block, protocol)) for protocol in (0, 2, pickle.HIGHEST_PROTOCOL)]
+    x = sample(block)
+    for twin in twins:
+        assert type(twin) is type(block)
+        assert_same(step(twin, x), step(copy.deepcopy(block), x))
+        assert [row.status for row in tritattn.restore(twin)] == ["restored"]
+    assert tritattn.convert(block)[0].status == "already"
+
+
+def test_a_network():
+    torch.manual_seed(0)
+    network = blog.Network().double()
+    original = copy.deepcopy(network)
+    report = tritattn.convert(network)
+    assert [(row.path, row.cls, row.status) for row in report] == [
+        ("layer1", "BasicBlock", "converted"),
+        ("layer2", "BasicBlock", "converted"),
+        ("scse", "csSE", "converted"),
+        ("ca", "ChannelAttention", "converted"),
+        ("sa", "SpatialAttention", "converted"),
+    ]
+    assert report.converted == list(report) and not report.left
+    header, *lines = str(report).splitlines()
+    assert header.split() == ["path", "class", "status", "detail"] and len(lines) == 5 and repr(report) == str(report)
+    assert lines[2].split() == ["scse", "csSE", "converted", "ConcurrentSE", "(0809zheng.github.io)"]
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    assert_same(step(network, x), step(original, x))
+    assert str(tritattn.convert(nn.Linear(2, 2))) == "no attention block found"
+    with pytest.raises(TypeError, match="^model: got str"):
+        tritattn.convert("network")
+    with pytest.raises(TypeError, match="^model: got str"):
+        tritattn.restore("network")
+
+
+def test_a_shared_block_is_one_block():
+    block = blog.csSE(8)
+    model = nn.Sequential(block, nn.ReLU(), block)
+    assert [row.path for row in tritattn.convert(model)] == ["0"]
+    assert [row.path for row in tritattn.restore(model)] == ["0"]
+
+
+def test_our_own_modules_are_not_touched():
+    model = nn.Sequential(tn.CBAM(16), tn.Attention(external.SEAttention(16)))
+    assert [row.path for row in tritattn.convert(model)] == ["1.layer"]
+
+
+# ---- what is left, and why ---------------------------------------------------------------------------------------------------------------
+
+
+class Scaled(external.SEAttention):
+    """Same name, same parameters, other results."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class EvenTies(blog.ChannelAttention):
+    """As the original, but for the gradient of a maximum that occurs twice."""
+
+    def forward(self, x):
+        pools = (x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))
+        return self.sigmoid(sum(map(self.sharedMLP, pools)))
+
+
+class DriftingEvaluation(authors.CBAM):
+    """As the original while it trains."""
+
+    def forward(self, x):
+        return super().forward(x) if self.training else super().forward(x) * 1.0001
+
+
+Scaled.__name__, EvenTies.__name__, DriftingEvaluation.__name__ = "SEAttention", "ChannelAttention", "CBAM"
+
+
+def changed(block, path, value):
+    parent, _, name = path.rpartition(".")
+    setattr(block.get_submodule(parent), name, value)
+    return block
+
+
+def hooked(block, path):
+    block.get_submodule(path).register_forward_hook(lambda *_: None)
+    return block
+
+
+def overridden(block):
+    block.forward = lambda x: x
+    return block
+
+
+class Unknown(nn.Module):
+    def forward(self, x):
+        return x
+
+
+LEFT = {
+    "other numbers": (lambda: Scaled(16, 4), r"not the same in training mode: the output differs by 5\.0e-01"),
+    "other gradient of ties": (lambda: EvenTies(16), "not the same in training mode: gradient of the input differs"),
+    "other in evaluation": (lambda: DriftingEvaluation(32), "not the same in evaluation mode: the output differs"),
+    "hook inside": (lambda: hooked(external.SEAttention(16, 4), "fc.2"), "fc.2 carries hooks"),
+    "hook on an activation": (lambda: hooked(blog.BasicBlock(8, 8), "relu"), "relu carries hooks"),
+    "unknown type": (lambda: changed(external.SEAttention(16, 4), "avg_pool", Unknown()), "avg_pool is of an unknown type, Unknown"),
+    "unknown activation": (lambda: changed(external.SEAttention(16, 4), "fc.1", nn.Mish()), "fc.1 is of an unknown type, Mish"),
+    "unknown slope": (lambda: changed(external.SEAttention(16, 4), "fc.1", nn.LeakyReLU(0.2)), "LeakyReLU.*which is not fused"),
+    "gates differ": (lambda: changed(smp(16), "sSE.1", nn.Hardsigmoid()), "its gates differ: hard_sigmoid, sigmoid"),
+    "replaced layer": (
+        lambda: changed(external.SEAttention(16, 4), "fc.0", nn.Bilinear(2, 2, 2)),
+        "fc.0 is a Bilinear, not a plain layer",
+    ),
+    "another layer": (
+        lambda: changed(external.SEAttention(16, 4), "avg_pool", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(16))),
+        "avg_pool.1, a BatchNorm2d",
+    ),
+    "shape": (lambda: changed(blog.csSE(16), "sSE.Conv1x1", nn.Conv2d(8, 1, 1, bias=False)), r"shape \(1, 8\), expected \(1, 16\)"),
+    "a bias": (lambda: changed(blog.csSE(16), "sSE.Conv1x1", nn.Conv2d(16, 1, 1)), r"sSE\.Conv1x1\.bias has shape"),
+    "own forward": (lambda: overridden(external.SEAttention(16, 4)), "it has a forward of its own"),
+    "meta": (lambda: external.SEAttention(16, 4).to("meta"), "has no data"),
+    "norm in SE": (lambda: timm("SEModule")(16, norm_layer=nn.BatchNorm2d), "a norm between the two layers is not fused"),
+    "use_mlp": (lambda: timm("EcaModule")(64, use_mlp=True), "use_mlp=True"),
+    "scripted": (lambda: torch.jit.script(smp(16)), "scripted"),
+    "compiled": (lambda: torch.compile(external.SEAttention(16, 4)), "compiled"),
+    "spectral_norm": (
+        lambda: changed(
+            block := authors.CBAM(32), "ChannelGate.mlp.1", nn.utils.parametrizations.spectral_norm(block.ChannelGate.mlp[1])
+        ),
+        "has a parametrization with a state",
+    ),
+    "unlike any of that name": (lambda: changed(authors.CBAM(32), "ChannelGate.mlp", Unknown()), "it has no layer ChannelGate.mlp.1"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("name", LEFT)
+def test_left_alone_with_a_reason(name):
+    build, reason = LEFT[name]
+    block = build()
+    kind, attributes = type(block), dict(vars(block))
+    row = tritattn.convert(block)[0]
+    assert (row.path, row.status) == ("", "left")
+    assert re.search(reason, row.detail), row.detail
+    assert type(block) is kind and vars(block).keys() == attributes.keys()
+
+
+def test_common_names_are_not_reported():
+    class BasicBlock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 3, 3)
+
+    assert not tritattn.convert(BasicBlock())
+
+
+def test_parts_of_a_block_that_is_left():
+    block = blog.BasicBlock(8, 8)
+    block.drop = nn.Dropout()
+    rows = tritattn.convert(block)
+    assert [(row.path, row.status) for row in rows] == [("", "left"), ("ca", "converted"), ("sa", "converted")]
+    assert "drop is of an unknown type, Dropout" in rows[0].detail
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_sharded_blocks_are_left(one_process):
+    blocks = [
+        distribute_module(external.SEAttention(16, 4), one_process),
+        fully_shard(external.SEAttention(16, 4), mesh=one_process),
+        fully_shard(nn.Sequential(external.SEAttention(16, 4)), mesh=one_process),
+    ]
+    for block in blocks:
+        (row,) = tritattn.convert(block)
+        assert row.status == "left" and "is sharded" in row.detail
+
+
+def test_converted_blocks_can_be_sharded(one_process):
+    model = blog.Network()
+    original = copy.deepcopy(model)
+    tritattn.convert(model)
+    for module in (model.layer1, model.scse, model):
+        fully_shard(module, mesh=one_process)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model(x), original(x))
+    model(x).sum().backward()
+    original(x).sum().backward()
+    for found, expected in zip(model.parameters(), original.parameters(), strict=True):
+        torch.testing.assert_close(found.grad.full_tensor(), expected.grad, rtol=1e-4, atol=1e-4)
+    assert {row.path for row in tritattn.restore(model).left} == {"layer1", "scse"}
+
+
+# ---- the model around it -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_under_autocast(name, dtype):
+    original = build(name).float()
+    block = copy.deepcopy(original)
+    tritattn.convert(block)
+    x = sample(block, name).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = block(x), original(x)
+    if name not in RETURN_GATE:  # a gate takes the dtype of the map, whatever its layers ran in
+        assert found.dtype == expected.dtype
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=0.04 * float(expected.abs().max()))
+
+
+def contexts():
+    yield "no_grad", torch.no_grad
+    yield "inference_mode", torch.inference_mode
+    yield "autocast", lambda: torch.autocast("cpu", torch.bfloat16)
+    yield "deterministic", Deterministic
+
+
+class Deterministic:
+    def __enter__(self):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def __exit__(self, *_):
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("name", "context"), contexts(), ids=lambda value: value if isinstance(value, str) else "")
+def test_modes_around_the_call_do_not_matter(name, context):
+    block = blog.BasicBlock(8, 8)
+    with context():
+        assert tritattn.convert(block).converted
+
+
+def test_hooks_of_the_block_do_not_run():
+    block, calls = blog.csSE(8), []
+    block.register_forward_hook(lambda *_: calls.append("forward"))
+    block.register_forward_pre_hook(lambda *_: calls.append("pre"))
+    block.register_full_backward_hook(lambda *_: calls.append("backward"))
+    assert tritattn.convert(block).converted and not calls
+    block(torch.randn(1, 8, 4, 4, requires_grad=True)).sum().backward()
+    assert calls == ["pre", "forward", "backward"]
+
+
+def test_frozen_and_zero_blocks_are_verified_as_well():
+    """Values that hide a difference are drawn anew on the copy."""
+    block = external.CBAMBlock(32, kernel_size=3).requires_grad_(False)
+    wrong = copy.deepcopy(block)
+    for b in (block, wrong):
+        for p in b.parameters():
+            p.zero_()
+    wrong.sa.forward = lambda x: torch.sigmoid(wrong.sa.conv(torch.stack((x.mean(1), x.max(1)[0]), 1)))  # inputs swapped
+    assert tritattn.convert(block).converted
+    assert not block.ca.se[0].weight.any()
+    assert tritattn.convert(wrong)[0].status == "left"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_verification_in_low_precision(dtype):
+    """What a GPU's blocks go through besides fp64: as close to fp64 as the original is."""
+    block = external.SEAttention(64, 4).to(dtype)
+    x = torch.randn(2, 64, 8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tritattn.convert(block)
+    plan = block._tritattn
+    tritattn.restore(block)
+    _verify._compare_values(block, plan, x)
+    with pytest.raises(NoFit, match=f"not the same in {dtype}"):
+        _verify._compare_values(block, dataclasses.replace(plan, settings=plan.settings | {"gate": "relu"}), x)
+
+
+# ---- after the swap ----------------------------------------------------------------------------------------------------------------------
+
+
+class LowRank(nn.Module):
+    """An adapter around a layer that shows the layer's weight and adds to its result."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    weight = property(lambda self: self.layer.weight)
+    bias = property(lambda self: self.layer.bias)
+
+    def forward(self, x):
+        return self.layer(x) + F.linear(x, 0.1 * torch.ones_like(self.weight))
+
+
+class Half(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+CHANGES = {
+    "in place": lambda block: block.fc[0].weight.data.mul_(2),
+    "new parameter": lambda block: setattr(block.fc[0], "weight", nn.Parameter(2 * block.fc[0].weight.detach())),
+    "new layer": lambda block: block.fc.__setitem__(0, nn.Linear(32, 2, dtype=torch.float64)),
+    "adapter": lambda block: block.fc.__setitem__(0, LowRank(block.fc[0])),
+    "activation": lambda block: block.fc.__setitem__(1, nn.Tanh()),
+    "one more module": lambda block: block.fc.append(nn.Hardtanh(0.45, 0.55)),
+    "hook": lambda block: block.fc[3].register_forward_hook(lambda m, args, y: 0.5 * y),
+    "pruning": lambda block: prune.l1_unstructured(block.fc[0], "weight", 0.5),
+    "parametrization": lambda block: parametrize.register_parametrization(block.fc[0], "weight", Half()),
+    "old weight_norm": lambda block: nn.utils.weight_norm(block.fc[0]).weight_g.data.mul_(2),
+    "old spectral_norm": lambda block: nn.utils.spectral_norm(block.fc[0]),
+    "load_state_dict": lambda block: block.load_state_dict({k: 2 * t for k, t in block.state_dict().items()}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_after_the_swap_take_effect(name):
+    original = build("external-SEAttention")
+    block = copy.deepcopy(original)
+    tritattn.convert(block)
+    x = sample(block)
+    before = step(copy.deepcopy(block), x)["y"]
+    for changed_block in (original, block):
+        torch.manual_seed(0)
+        CHANGES[name](changed_block)
+    found = step(block, x)
+    assert_same(found, step(original, x))
+    assert not torch.allclose(found["y"], before)
+
+
+@pytest.mark.parametrize("name", ["pruning", "parametrization", "old weight_norm"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_reweighted_layers_convert_and_stay_fused(name, monkeypatch):
+    original = build("external-SEAttention")
+    CHANGES[name](original)
+    fused = build("external-SEAttention")
+    CHANGES[name](fused)
+    fused(sample(fused))  # leaves a derived, non-leaf weight behind, which cannot be copied as it is
+    assert tritattn.convert(fused).converted
+    x = sample(fused)
+    expected = step(original, x)
+    monkeypatch.setattr(external.SEAttention, "forward", None)
+    assert_same(step(fused, x), expected)
+
+
+def test_other_inputs_take_the_original_forward():
+    block = smp(32).double().eval()
+    original = copy.deepcopy(block)
+    tritattn.convert(block)
+    unbatched = torch.randn(32, 5, 5, dtype=torch.float64)
+    assert torch.equal(block(unbatched), original(unbatched))
+    batch = unbatched[None]
+    assert torch.equal(block(x=batch), original(batch))
+    with pytest.raises(TypeError):
+        block(batch, batch)
+
+
+def test_training_tools():
+    """An optimiser and an average made before the swap go on; state dicts travel both ways."""
+    torch.manual_seed(0)
+    model, plain = blog.Network().double(), None
+    plain = copy.deepcopy(model)
+    runs = []
+    for m, swap in ((plain, False), (model, True)):
+        optimiser = torch.optim.SGD(m.parameters(), 0.1, momentum=0.9)
+        average = torch.optim.swa_utils.AveragedModel(m)
+        losses = []
+        for i in range(3):
+            if swap and i == 1:
+                assert len(tritattn.convert(m).converted) == 5
+            x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+            loss = m(x).square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            average.update_parameters(m)
+            losses.append(loss.detach())
+        runs.append((torch.stack(losses), torch.cat([p.flatten() for p in average.parameters()])))
+    for found, expected in zip(runs[1], runs[0], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    plain.load_state_dict(model.state_dict())
+    model.load_state_dict(plain.state_dict())
+
+
+def test_compile_export_and_trace():
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = blog.Network().eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    tritattn.convert(model)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), expected)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+    with pytest.warns(torch.jit.TracerWarning):
+        traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(x), expected)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)  # the original forward
+    with pytest.raises(RuntimeError, match=r"after tritattn\.restore"):
+        torch.jit.script(model)
+
+
+def test_each_class_has_its_own_compile_cache():
+    """torch.compile counts recompilations by code object; blocks of ten classes must not use up one limit together."""
+    codes = set()
+    for name in ("external-SEAttention", "authors-CBAM", "blog-csSE"):
+        block = build(name)
+        tritattn.convert(block)
+        codes.add(id(type(block).forward.__code__))
+    codes |= {id(kind.forward.__code__) for kind in (tn.SqueezeExcite, tn.CBAM, tn.ECA)}
+    assert len(codes) == 6
