@@ -222,7 +222,6 @@ class Answer:
         accumulation = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
         return chain * torch.finfo(dtype).eps + 2 * accumulation * math.sqrt(terms)
 
-
     def scale(self, index: int) -> float:
         """What a gradient's error is measured against: its largest value, or for a single number, which may well be a sum that cancels, that of all
         parameters' gradients."""

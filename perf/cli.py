@@ -11,6 +11,7 @@ from rich.console import Console
 
 from . import cases, providers, shapes
 from . import sweep as sweeps
+from .environment import ROOT
 from .ops import OPS, op
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -107,6 +108,19 @@ def traffic(
 
 
 @app.command()
+def codegen(
+    csv: Annotated[Path, typer.Option(help="where the rows go; an interrupted run of the same command goes on in it")],
+    quick: Annotated[bool, typer.Option("--quick", help="one configuration per kernel and layout, in bf16")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
+) -> None:
+    """Compile the kernels for sm_80, sm_90, sm_100 and gfx942: registers, spills, shared memory, width of map accesses. No GPU needed."""
+    from . import codegen as compiling
+
+    compiling.codegen(csv, console, quick=quick, resume=not fresh)
+    console.print(f"rows in {csv}")
+
+
+@app.command()
 def compare(a: Annotated[Path, typer.Argument(help="the sweep before")], b: Annotated[Path, typer.Argument(help="the sweep after")]) -> None:
     """Compare two sweeps of one device: exit 1 where B is slower beyond max(5 %, noise) or no longer right, 2 where they cannot be compared."""
     from . import compare as comparing
@@ -118,3 +132,31 @@ def compare(a: Annotated[Path, typer.Argument(help="the sweep before")], b: Anno
         raise typer.Exit(2) from None
     comparing.print_comparison(found, console)
     raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="the page to write")],
+    sweep: Annotated[Path | None, typer.Option(help="CSV of a sweep")] = None,
+    traffic: Annotated[Path | None, typer.Option(help="CSV of traffic")] = None,
+    codegen: Annotated[Path | None, typer.Option(help="CSV of codegen")] = None,
+) -> None:
+    """One HTML page with the figures and the environment of any of the CSVs, which opens without a network."""
+    from . import report as reporting
+
+    paths = {kind: path for kind, path in (("sweep", sweep), ("traffic", traffic), ("codegen", codegen)) if path}
+    if not paths:
+        raise typer.BadParameter("give at least one of --sweep, --traffic and --codegen")
+    console.print(f"report in {reporting.report(out, paths)}")
+
+
+@app.command("all")
+def everything(out: Annotated[Path, typer.Option(help="folder for the CSVs and the report")] = ROOT / "perf" / "results" / "local") -> None:
+    """A quick sweep, traffic and codegen for the machine it runs on, and the report: within five minutes on two CPU cores."""
+    files = {kind: out / f"{kind}.csv" for kind in ("sweep", "traffic", "codegen")}
+    sweep(files["sweep"], quick=True)
+    traffic(files["traffic"], quick=True)
+    codegen(files["codegen"], quick=True)
+    report(out / "report.html", **files)
+    for path in (*files.values(), out / "report.html"):
+        console.print(str(path), soft_wrap=True)

@@ -6,11 +6,12 @@ import os
 from dataclasses import dataclass
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from .schema import IDENTITY, SWEEP, read
-from .summary import geomean
+from .summary import geomean, where
 
 THRESHOLD = 0.05  # a slowdown below it is never a regression
 
@@ -64,12 +65,8 @@ def compare(path_a: str | os.PathLike[str], path_b: str | os.PathLike[str]) -> C
     return Comparison(timed, broken, int((both["_merge"] == "left_only").sum()), int((both["_merge"] == "right_only").sum()))
 
 
-def _where(row: pd.Series) -> str:
-    return f"{row.op} {row.provider} {row['mode']} {row['dtype']} {row.layout} {row.n:g}x{row.c:g}x{row.h:g}x{row.w:g}"
-
-
 def print_comparison(found: Comparison, console: Console) -> None:
-    table = Table(title="time of B over time of A (above 1: slower)", title_justify="left")
+    table = Table(title="time of B over time of A (above 1: slower)", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("op", "provider", "rows", "geomean", "worst", "regressions"):
         table.add_column(name, justify="left" if name in ("op", "provider") else "right")
     for (op, provider), group in found.rows.groupby(["op", "provider"], sort=False):
@@ -78,8 +75,8 @@ def print_comparison(found: Comparison, console: Console) -> None:
     console.print(table)
     for _, row in found.regressions.sort_values("ratio", ascending=False).head(20).iterrows():
         change = f"{row.ms_p50_a:.4g} -> {row.ms_p50_b:.4g} ms, {row.ratio - 1:+.1%}"
-        console.print(f"slower: {_where(row)}: {change} (noise {row.noise:.1%})", soft_wrap=True)
+        console.print(f"slower: {where(row)}: {change} (noise {row.noise:.1%})", soft_wrap=True)
     for _, row in found.broken.head(20).iterrows():
-        console.print(f"was ok: {_where(row)}: {row.status_b}", soft_wrap=True)
+        console.print(f"was ok: {where(row)}: {row.status_b}", soft_wrap=True)
     unmatched = f"; only in A: {found.only_a}, only in B: {found.only_b}" if found.only_a or found.only_b else ""
     console.print(f"{len(found.rows)} rows compared, {len(found.regressions)} slower, {len(found.broken)} no longer ok{unmatched}")

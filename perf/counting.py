@@ -105,20 +105,20 @@ class Counter(TorchDispatchMode):
         return result
 
 
-def count_launches(call: Callable[[], Any], device: str, provider: str) -> int | None:
-    """Launches of one call: a GPU's kernels, copies and fills; on a CPU, operators of eager code. None where they cannot be seen."""
+def count_launches(call: Callable[[int], Any], device: str, provider: str) -> int | None:
+    """Launches of call(0): a GPU's kernels, copies and fills; on a CPU, operators of eager code. None where they cannot be seen."""
     if device == "cpu":
         if provider == "compile":
             return None
         with Counter(MapOrder(1)) as counter:
-            call()
+            call(0)
         return counter.moved.launches
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     try:
         with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-            call()
+            call(0)
             torch.cuda.synchronize()
         return sum(event.device_type == DeviceType.CUDA for event in profiler.events() or ())
     except RuntimeError:  # another profiler holds the device

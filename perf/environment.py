@@ -58,6 +58,7 @@ def environment(device: str) -> dict[str, Any]:
     import tritattn
 
     on_gpu = device == "cuda"
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu and torch.version.cuda else ""
     return {
         "device": torch.cuda.get_device_name() if on_gpu else processor(),
         "os": f"{platform.system()} {platform.release()}",
@@ -65,7 +66,7 @@ def environment(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": version_of("triton"),
         "cuda": (torch.version.cuda or torch.version.hip or "") if on_gpu else "",
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[:1][0] if on_gpu and torch.version.cuda else "",
+        "driver": driver.partition("\n")[0],
         "tritattn": tritattn.__version__,
         "commit": commit(),
     }

@@ -1,4 +1,4 @@
-"""What torch.compile's code for an H200 moves, found without a GPU. Run as a process of its own: `python -m perf.inductor` replaces private functions.
+"""What torch.compile's code for an H200 moves, found without a GPU. `python -m perf.inductor` is a process of its own: it replaces private functions.
 
 A graph is traced on the CPU in fake tensors, forward and backward, then moved to a CUDA device that is only described, and lowered by Inductor to
 the code that it would run there. That code is executed with its kernels replaced by recorders and its buffers by meta tensors: a recorder counts
@@ -100,7 +100,7 @@ def describe_gpu() -> None:
     torch.cuda.random._lazy_init = torch.cuda._lazy_init  # type: ignore[attr-defined]
     torch._C._cuda_getCurrentRawStream = lambda device: 0  # type: ignore[attr-defined]
     # the method guards the device, which is not there; the operator behind it does not
-    torch.Tensor.copy_ = lambda self, source, non_blocking=False: torch.ops.aten.copy_.default(self, source, non_blocking)  # type: ignore[method-assign]
+    torch.Tensor.copy_ = lambda t, source, non_blocking=False: torch.ops.aten.copy_.default(t, source, non_blocking)  # type: ignore
     interface = device_interface.CudaInterface
     for name in ("is_available", "device_count", "current_device", "get_device_properties", "set_device", "synchronize"):
         setattr(interface, name, staticmethod(getattr(torch.cuda, name)))
@@ -117,7 +117,7 @@ def describe_gpu() -> None:
 @dataclasses.dataclass
 class Graph:
     module: torch.fx.GraphModule
-    inputs: list[tuple[Sequence[int], Sequence[int], torch.dtype]]
+    inputs: list[tuple[Any, ...]]  # (size, stride, dtype)
     backward: bool
 
 
@@ -145,7 +145,7 @@ def trace(case: Case) -> list[Graph]:
         call.train(True)
 
         def backend(module: torch.fx.GraphModule, examples: Any) -> Any:
-            return compile_fx(module, examples, inner_compile=keep)
+            return compile_fx(module, examples, inner_compile=keep)  # type: ignore[arg-type]
 
         compiled = torch.compile(call.run, backend=backend, fullgraph=True, dynamic=False)
         residual = inputs.residual[0]
@@ -185,9 +185,8 @@ def lower(graph: Graph, layout: str) -> str:
         lowering = GraphLowering(module, example_inputs=inputs, shape_env=mode.shape_env, is_backward=graph.backward)
         with V.set_graph_handler(lowering), V.set_debug_handler(DebugContext()):
             lowering.run(*inputs)
-            code = lowering.codegen()
-    source = code[0] if isinstance(code, tuple) else code
-    return getattr(source, "value", source)
+            code: Any = lowering.codegen()
+    return code[0].value
 
 
 class Recorder:

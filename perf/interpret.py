@@ -15,10 +15,11 @@ import torch
 
 import tritattn
 
-from .cases import Case, Inputs
+from .cases import Case, Inputs, make_case
 from .choices import for_batch
 from .counting import Counter, Moved, interpreted, map_order
 from .providers import build
+from .shapes import Site
 
 
 def count(case: Case, batch: int) -> dict[str, Moved]:
@@ -38,6 +39,7 @@ def count(case: Case, batch: int) -> dict[str, Moved]:
 
 
 def main() -> None:
+    count(make_case("cbam", "bf16", "contiguous", 1, Site(1, 8, 4, 4, 2)), 1)  # what a process allocates once is not counted
     for line in sys.stdin:
         asked = json.loads(line)
         try:

@@ -1,4 +1,4 @@
-"""The benchmarked ops: for each block its parameters, the plain torch code that people run today, and the call into tritattn; and what each op may cost.
+"""The benchmarked ops: each block's parameters, the plain torch code that people run today, the call into tritattn, and what the op may cost.
 
 An op's name is its block's with what follows it in a network: `se+residual+relu`. Costs are in U, one read or one write of the map.
 """
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 Params = dict[str, Any]
 Weights = dict[str, Any]  # name -> tensor, or None; "norm" -> module
-HIDDEN = {"relu": F.relu, "silu": F.silu, "none": lambda t: t}
-TAILS = {"none": lambda t: t, "relu": F.relu, "silu": F.silu, "hardswish": F.hardswish, "gelu": F.gelu}
-GATES = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
+HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "none": lambda t: t}
+TAILS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda t: t, "relu": F.relu, "silu": F.silu, "hardswish": F.hardswish, "gelu": F.gelu}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
 LAYERS = {"relu": nn.ReLU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid, "hard_sigmoid": nn.Hardsigmoid}
 
 
@@ -159,9 +159,7 @@ BLOCKS = {
         {"rd": 0, "hidden": "relu", "combine": "sum"},
         (3, 4),
     ),
-    "channel_attention": Block(
-        _mlp_shapes, _channel_attention, _fused("channel_attention", "hidden"), {"rd": 0, "hidden": "relu"}, (3, 4)
-    ),
+    "channel_attention": Block(_mlp_shapes, _channel_attention, _fused("channel_attention", "hidden"), {"rd": 0, "hidden": "relu"}, (3, 4)),
     "spatial_attention": Block(_spatial_shapes, _spatial_attention, _fused("spatial_attention"), {"k": 7, "norm": "none"}, (3, 4)),
     "cbam": Block(
         lambda c, p: {**_mlp_shapes(c, p), **_spatial_shapes(c, p)},
@@ -199,7 +197,7 @@ class Op:
 
     @property
     def floor_u(self) -> tuple[int, int]:
-        """The map kept on chip between reduction and gate: x and y; then g, x and dx, and with residual and activation the mask and the residual's gradient."""
+        """The map kept on chip between reduction and gate: x and y; then g, x and dx, and with residual and activation its mask and gradient."""
         return 2 + self.residual, 3 + 2 * (self.residual and self.activation != "none")
 
     def tail(self, gated: Tensor, residual: Tensor | None) -> Tensor:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .schema import IDENTITY, SWEEP, TRAFFIC, frame
+from .schema import CODEGEN, IDENTITY, SWEEP, TRAFFIC, frame
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -29,6 +30,11 @@ def speedups(table: pd.DataFrame, baseline: str, provider: str = "tritattn") -> 
     return merged.assign(speedup=merged.ms_p50_base / merged.ms_p50)
 
 
+def where(row: pd.Series) -> str:
+    """A sweep's row in words."""
+    return f"{row.op} {row.provider} {row['mode']} {row['dtype']} {row.layout} {row.n:g}x{row.c:g}x{row.h:g}x{row.w:g}"
+
+
 def _number(value: float, form: str) -> str:
     return format(value, form) if np.isfinite(value) else "-"
 
@@ -42,7 +48,7 @@ def print_summary(rows: Iterable[Mapping[str, str]], console: Console) -> None:
     baselines = [p for p in ("eager", "compile", "timm", "torchvision") if (table.provider == p).any()]
     ratios = {baseline: speedups(table, baseline) for baseline in baselines}
     path = "CPU path: plain torch, no kernels" if (table.timer == "cpu").any() else "tritattn"
-    out = Table(title=f"{path}, speed-up over", title_justify="left")
+    out = Table(title=f"{path}, speed-up over", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("op", "mode", *baselines, "% of copy"):
         out.add_column(name, justify="left" if name in ("op", "mode") else "right", no_wrap=True)
     ours = table[(table.provider == "tritattn") & (table.status == "ok")]
@@ -53,7 +59,7 @@ def print_summary(rows: Iterable[Mapping[str, str]], console: Console) -> None:
     counts = table.status.str.split(":").str[0].value_counts()
     console.print("rows: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     for _, row in table[~table.status.str.startswith(("ok", "unavailable"))].head(10).iterrows():
-        console.print(f"  {row.op} {row.provider} {row['mode']} {row['dtype']} {row.layout} {row.n:g}x{row.c:g}x{row.h:g}x{row.w:g}: {row.status}", soft_wrap=True)
+        console.print(f"  {where(row)}: {row.status}", soft_wrap=True)
 
 
 def print_traffic(rows: Iterable[Mapping[str, str]], console: Console) -> None:
@@ -63,20 +69,37 @@ def print_traffic(rows: Iterable[Mapping[str, str]], console: Console) -> None:
         console.print("no rows")
         return
     providers = [p for p in ("tritattn", "compile", "eager") if (table.provider == p).any()]
-    out = Table(title="map traffic in U, forward / backward, and launches (the most over all shapes)", title_justify="left")
-    for name in ("op", "layout", "floor", "bar", *providers, *(f"{p} launches" for p in providers)):
+    title = "map traffic in U, forward/backward, and launches; the most over all shapes"
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("op", "layout", "floor", "bar", *(f"{p}\nU, launches" for p in providers)):
         out.add_column(name, justify="left" if name in ("op", "layout") else "right", no_wrap=True)
     for (op, layout), group in table.groupby(["op", "layout"], sort=False):
 
-        def pair(column: str, form: str, group: pd.DataFrame = group, provider: str | None = None) -> str:
-            chosen = group if provider is None else group[group.provider == provider]
-            return " / ".join(_number(chosen[chosen["mode"] == mode][column].max(), form) for mode in ("fwd", "bwd"))
+        def pair(column: str, group: pd.DataFrame) -> str:
+            return "/".join(_number(group[group["mode"] == mode][column].max(), ".3g") for mode in ("fwd", "bwd"))
 
-        bounds = [pair("floor_u", "g"), pair("bar_u", "g")]
-        moved = [pair("total_u", ".2f", provider=p) for p in providers]
-        launched = [pair("launches", "g", provider=p) for p in providers]
-        out.add_row(str(op), str(layout), *bounds, *moved, *launched)
+        of = [group[group.provider == p] for p in providers]
+        found = [f"{pair('total_u', rows)}, {pair('launches', rows):>5}" for rows in of]
+        out.add_row(str(op), str(layout), pair("floor_u", group), pair("bar_u", group), *found)
     console.print(out)
     failed = table[table.status != "ok"]
     for (provider, status), group in failed.groupby(["provider", "status"]):
         console.print(f"{len(group)} rows of {provider}: {status}", soft_wrap=True)
+
+
+def print_codegen(rows: Iterable[Mapping[str, str]], console: Console) -> None:
+    """One line per kernel and dtype: the most registers and spills and the narrowest accesses over configurations and targets."""
+    table = frame(rows, CODEGEN)
+    if table.empty:
+        console.print("no rows")
+        return
+    out = Table(title="kernels over all targets and configurations", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("kernel", "dtype", "compiled", "registers", "spill bytes", "shared bytes", "map load bits", "map store bits"):
+        out.add_column(name, justify="left" if name in ("kernel", "dtype") else "right", no_wrap=True)
+    for (kernel, dtype), group in table[table.status == "ok"].groupby(["kernel", "dtype"], sort=False):
+        most = [f"{group[name].max():g}" for name in ("registers", "spill_bytes", "shared_bytes")]
+        least = [_number(group[name].min(), "g") for name in ("map_load_bits", "map_store_bits")]
+        out.add_row(str(kernel), str(dtype), str(len(group)), *most, *least)
+    console.print(out)
+    for status, group in table[table.status != "ok"].groupby("status"):
+        console.print(f"{len(group)} rows ({', '.join(sorted(set(group.kernel)))}): {status}", soft_wrap=True)

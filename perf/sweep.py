@@ -152,7 +152,7 @@ class Bench:
                     row["status"] = "wrong"
                     continue
                 row["peak_mb"] = self.peak_mb(call)
-                row["launches"] = count_launches(lambda call=call: call(0), self.device, name)
+                row["launches"] = count_launches(call, self.device, name)
                 lanes[name] = timing.lane(call, self.sets, self.device)
             except Exception as error:
                 row["status"] = status_of(error)
@@ -220,9 +220,7 @@ def run(plan: Plan, writer: Writer, device: str, console: Console) -> None:
             durations.append(time.monotonic() - begun)
 
 
-def _run_case(
-    plan: Plan, case: Case, todo: Sequence[tuple[str, str]], writer: Writer, device: str, advance: Callable[[int], Any]
-) -> None:
+def _run_case(plan: Plan, case: Case, todo: Sequence[tuple[str, str]], writer: Writer, device: str, advance: Callable[[int], Any]) -> None:
     def write(mode: str, provider: str, found: dict[str, Any]) -> None:
         writer.write({**case.row(), "provider": provider, "mode": mode, **found})
         advance(1)

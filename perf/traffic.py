@@ -69,13 +69,8 @@ def ask(module: str, questions: Iterable[dict[str, Any]], **variables: str) -> I
 
 
 def plan(op_names: Sequence[str], sites: Sequence[Site], layouts: Sequence[str], dtype: str) -> list[Case]:
-    """Sites are the outer loop: a run cut short has all ops at the first of them. A block with a norm is counted with and without."""
-    cases = []
-    for site in sites:
-        for name in op_names:
-            for layout in layouts:
-                cases.append(make_case(name, dtype, layout, BATCH, site))
-    return cases
+    """Ops are the inner loop: a run cut short has all of them at the first site and layout."""
+    return [make_case(name, dtype, layout, BATCH, site) for site in sites for layout in layouts for name in op_names]
 
 
 def rows(case: Case, provider: str, answer: Answers) -> list[dict[str, Any]]:
@@ -161,7 +156,7 @@ def traffic(
             for row in rows(case, provider, answer):
                 writer.write(row)
             progress.advance(task, 2)
-        left = int(progress.tasks[task].total - progress.tasks[task].completed)
+        left = 6 * len(cases) - int(progress.tasks[task].completed)
         if left:
             console.print(f"budget of {budget:g} s spent: {left} rows not counted")
         print_traffic(writer.rows, console)

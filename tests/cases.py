@@ -7,94 +7,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from eager_blocks import GATES, TAILS, channel_gate, conv_gate, pixel_gate, pooled, spatial_gate, statistics_of_positions
+from tolerance import assert_close, largest
 from torch import Tensor, nn
 
-from tolerance import assert_close, largest
 from tritattn import ops
 
 Params = dict[str, Any]  # name -> tensor, None, or a BatchNorm
 Shape = tuple[int, ...]
-
-# -- the code that people run -----------------------------------------------------------------------------------------------------------------
-
-HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda t: t,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    # F.gelu(Inf) is NaN on some CPUs
-    "gelu": lambda t: 0.5 * t * (1 + torch.erf(t * math.sqrt(0.5))),
-}
-GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid, "relu": F.relu, "none": lambda t: t}
-TAILS = {name: HIDDEN[name] for name in ("none", "relu", "silu", "hardswish", "gelu")}
-
-
-def pooled(x: Tensor, pool: str, max_grad: str = "first") -> Tensor:
-    """[N, C]"""
-    if pool == "avg":
-        return x.flatten(2).mean(-1)
-    if pool == "max":
-        if max_grad == "even":
-            return x.flatten(2).amax(-1)
-        adaptive = {3: F.adaptive_max_pool1d, 4: F.adaptive_max_pool2d, 5: F.adaptive_max_pool3d}[x.dim()]
-        return adaptive(x, 1).flatten(1)
-    if pool == "avg_max":
-        return 0.5 * pooled(x, "avg") + 0.5 * pooled(x, "max", max_grad)
-    if pool == "lp":
-        m = math.prod(x.shape[2:])
-        return F.lp_pool1d(x.flatten(2), 2, m, stride=m).flatten(1)
-    return x.flatten(2).logsumexp(-1)
-
-
-def over(s: Tensor, x: Tensor) -> Tensor:
-    return s.reshape(*s.shape, *(1,) * (x.dim() - 2))
-
-
-def layers(z: Tensor, p: Params, hidden: str) -> Tensor:
-    if p.get("w1") is not None:
-        z = HIDDEN[hidden](F.linear(z, p["w1"].flatten(1), p["b1"]))
-    return F.linear(z, p["w2"].flatten(1), p["b2"])
-
-
-def channel_gate(x: Tensor, p: Params, pools: Sequence[str] = ("avg",), hidden: str = "relu", gate: str = "sigmoid", max_grad: str = "first") -> Tensor:
-    return over(GATES[gate](torch.stack([layers(pooled(x, pool, max_grad), p, hidden) for pool in pools]).sum(0)), x)
-
-
-def conv_gate(x: Tensor, p: Params, padding: str = "zeros", gate: str = "sigmoid") -> Tensor:
-    """A kernel slid along the channels: with zeros a Conv1d, circular written as shifted copies."""
-    z, w = pooled(x, "avg"), p["w"].flatten()
-    if padding == "zeros":
-        logits = F.conv1d(z[:, None], p["w"], p["b"], padding=len(w) // 2)[:, 0]
-    else:
-        logits = sum(w[j] * z.roll(len(w) // 2 - j, 1) for j in range(len(w)))
-        logits = logits if p["b"] is None else logits + p["b"]
-    return over(GATES[gate](logits), x)
-
-
-def pixel_gate(x: Tensor, p: Params, gate: str = "sigmoid") -> Tensor:
-    return GATES[gate](F.conv2d(x, p["w"].reshape(1, -1, 1, 1), p["b"]))
-
-
-def spatial_gate(x: Tensor, p: Params, order: str = "mean_max", gate: str = "sigmoid", max_grad: str = "first") -> Tensor:
-    mean = x.mean(1, keepdim=True)
-    top = x.amax(1, keepdim=True) if max_grad == "even" else x.max(1, keepdim=True)[0]
-    stats = 0.5 * mean + 0.5 * top if order == "mix" else torch.cat([mean, top] if order == "mean_max" else [top, mean], 1)
-    logits = F.conv2d(stats, p["weight"], p["bias"], padding=p["weight"].shape[-1] // 2)
-    return GATES[gate](logits if p.get("norm") is None else p["norm"](logits))
-
-
-def statistics_of_positions(x: Tensor, kinds: Sequence[str], max_grad: str = "first") -> Tensor:
-    mean, top = x.mean(1), x.amax(1) if max_grad == "even" else x.max(1)[0]
-    return torch.stack([{"mean": mean, "max": top, "mix": (mean + top) / 2}[kind] for kind in kinds], 1)
-
 
 # -- the table --------------------------------------------------------------------------------------------------------------------------------
 
@@ -285,7 +210,8 @@ OPS = [
                 "channel_squeeze", (3, 4, 5), main=True),
     _statistics("channel_statistics-even", lambda x: ops.channel_statistics(x, ["avg_max"], max_grad="even"),
                 lambda x: pooled(x, "avg_max", "even")[:, None], "channel_squeeze", (3, 4, 5)),
-    _statistics("spatial_statistics", ops.spatial_statistics, lambda x: statistics_of_positions(x, ("mean", "max")), "spatial_squeeze", (4,), main=True),
+    _statistics("spatial_statistics", ops.spatial_statistics, lambda x: statistics_of_positions(x, ("mean", "max")),
+                "spatial_squeeze", (4,), main=True),
     _statistics("spatial_statistics-even", lambda x: ops.spatial_statistics(x, ["mix", "max"], max_grad="even"),
                 lambda x: statistics_of_positions(x, ("mix", "max"), "even"), "spatial_squeeze", (4,)),
 ]  # fmt: skip
@@ -458,12 +384,14 @@ def check(op: Op, inputs: Inputs, activation: str = "none", wanted: Collection[s
     n, *rest = inputs.x.shape
     norm = inputs.params.get("norm")
     # a BatchNorm that computes rounds the spatial logits, and their gradient, to its own dtype
-    summed = norm.weight.dtype if norm is not None and norm.training else accumulator
+    rounded = {accumulator, norm.weight.dtype} if norm is not None and norm.training else {accumulator}
+    summed = max(rounded, key=lambda dtype: torch.finfo(dtype).eps)
     kinds = {name: t.dtype for name, t in (inputs.tensors() | inputs.buffers()).items()}
     gradients = [t for name, t in expected.items() if name in inputs.tensors() and name not in ("x", "residual")]
     for name, value in got.items():
         dtype = (accumulator if op.raw else inputs.x.dtype) if name == "y" else kinds[name]
-        terms = math.prod(rest) * (1 if name in ("y", "x", "residual") else max(n, 1))
+        # all of an image, or of the batch, and the steps from the statistics to the gate
+        terms = 16 + math.prod(rest) * (1 if name in ("y", "x", "residual") else n)
         # a single number may be a sum that cancels: its error is that of the parameters' gradients
         like = gradients if name in kinds and expected[name].numel() == 1 and gradients else [expected[name]]
         assert_close(name, value, expected[name], cast[name].to(dtype), terms=terms, accumulator=summed, scale=largest(*like))

@@ -1,14 +1,15 @@
-"""Two processes on one machine, joined by gloo: what each check does in both of them, and the fixture that runs them all once.
+"""Two processes on one machine, joined by gloo: what each check does in both of them, and the test that runs them all.
 
-Every check compares with the same network on the whole batch in one process. `distributed` is imported by the test modules of both runs.
+Every check compares with the same network on the whole batch in one process. The test is collected by both runs, as those of feature_tests are.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,15 +76,13 @@ def ddp(rank: int) -> None:
     model = network()
     wanted = average_of_halves(model, batch())
     parallel = DistributedDataParallel(copy.deepcopy(model))
-    for _ in range(2):
-        parallel.zero_grad()
-        loss(parallel(own(batch(), rank))).backward()
+    loss(parallel(own(batch(), rank))).backward()
     torch.testing.assert_close(gradients(parallel.module), wanted)
 
 
 @check
 def ddp_of_a_compiled_model(rank: int) -> None:
-    model = nn.Sequential(*network()[1:4])
+    model = nn.Sequential(network()[3])
     x = torch.randn(2 * WORLD, 6, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     wanted = average_of_halves(model, x)
     parallel = DistributedDataParallel(copy.deepcopy(model))
@@ -165,12 +164,14 @@ def _blocks_for_dtensors() -> dict[str, nn.Module]:
     return {name: block.double() for name, block in found.items()}
 
 
-def _dtensors(rank: int, placement: Any) -> None:
+def _dtensors(rank: int, placement: Any, names: Collection[str]) -> None:
     from torch.distributed.tensor import Replicate, distribute_module, distribute_tensor, init_device_mesh
 
     mesh = init_device_mesh("cpu", (WORLD,))
     x = torch.randn(2 * WORLD, 6, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    for name, block in _blocks_for_dtensors().items():
+    every = _blocks_for_dtensors()
+    for name in names:
+        block = every[name]
         whole = x.clone().requires_grad_()
         y = block(whole)
         g = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(2))
@@ -192,14 +193,14 @@ def _dtensors(rank: int, placement: Any) -> None:
 def dtensors_sharded_by_batch(rank: int) -> None:
     from torch.distributed.tensor import Shard
 
-    _dtensors(rank, Shard(0))
+    _dtensors(rank, Shard(0), _blocks_for_dtensors())
 
 
 @check
 def dtensors_replicated(rank: int) -> None:
     from torch.distributed.tensor import Replicate
 
-    _dtensors(rank, Replicate())
+    _dtensors(rank, Replicate(), ("se", "cbam"))
 
 
 @check
@@ -237,10 +238,15 @@ def dtensors_compiled(rank: int) -> None:
 
 def _work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    if _library.INTERPRET:
+        from interpreter import faithful
+
+        faithful()
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=SECONDS)
     )
     results: dict[str, str] = {}
+    file = Path(folder) / f"{rank}.json"
     for name, function in CHECKS.items():
         torch._dynamo.reset()
         try:
@@ -249,34 +255,28 @@ def _work(rank: int, folder: str) -> None:
             results[name] = traceback.format_exc()
         else:
             results[name] = ""
-        (Path(folder) / f"{rank}.json").write_text(json.dumps(results))
+        file.write_text(json.dumps(results))
         failed = torch.tensor([float(bool(results[name]))])
         dist.all_reduce(failed)  # both go on together; hangs, for SECONDS, where one of them still waits inside a check
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def distributed(tmp_path_factory):
-    """name of a check -> what went wrong in it, per process; all are run once, in two processes."""
-    if not dist.is_available() or not dist.is_gloo_available():
-        pytest.skip("this build of torch has no gloo")
-    folder = tmp_path_factory.mktemp("gloo")
-    context = torch.multiprocessing.start_processes(_work, args=(str(folder),), nprocs=WORLD, join=False, start_method="spawn")
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo")
+def test_two_processes(tmp_path):
+    """One test, so that two processes are started once, whatever runs the tests in parallel."""
+    context = torch.multiprocessing.start_processes(_work, args=(str(tmp_path),), nprocs=WORLD, join=False, start_method="spawn")
+    deadline = time.monotonic() + 3 * SECONDS
     try:
-        context.join(timeout=3 * SECONDS)
-    except torch.multiprocessing.ProcessRaisedException:
-        pass  # a check that failed in one process takes the other with it; what each has seen is in its file
+        while not (finished := context.join(timeout=1)) and time.monotonic() < deadline:
+            pass
     finally:
         for process in context.processes:
             if process.is_alive():
                 process.kill()
-    return [json.loads(file.read_text()) if (file := folder / f"{rank}.json").exists() else {} for rank in range(WORLD)]
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_two_processes(name, distributed):
-    for rank, results in enumerate(distributed):
-        if name not in results:
-            pytest.fail(f"process {rank} did not come to it, after {list(results)}", pytrace=False)
-        if results[name]:
-            pytest.fail(f"process {rank}: {results[name]}", pytrace=False)
+    assert finished, "not done in time"
+    for rank in range(WORLD):
+        results = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert list(results) == list(CHECKS)
+        failures = [f"process {rank}, {name}: {trace}" for name, trace in results.items() if trace]
+        if failures:
+            pytest.fail("\n".join(failures), pytrace=False)

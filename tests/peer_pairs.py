@@ -4,6 +4,7 @@ import peer_blocks.authors
 import peer_blocks.blog
 import peer_blocks.external
 import peer_blocks.ultralytics
+import torch
 from peer_imports import peer
 from torch import nn
 
@@ -94,3 +95,54 @@ PAIRS = {
         lambda: tn.CBAM(32, mlp_bias=False, norm=False, spatial_bias=True, residual=True),
     ),
 }
+
+# Every block that is converted, by name; the pairs' and more of their options.
+BLOCKS = {name: theirs for name, (theirs, _) in PAIRS.items()} | {
+    "blog-BasicBlock": lambda: peer_blocks.blog.BasicBlock(8, 8),
+    "blog-BasicBlock-stride": lambda: peer_blocks.blog.BasicBlock(4, 8, 2, nn.Sequential(nn.Conv2d(4, 8, 1, 2), nn.BatchNorm2d(8))),
+    "timm-CecaModule-bias": lambda: timm("CecaModule")(64, act_layer=nn.ReLU),
+    "timm-CbamModule-gates": lambda: timm("CbamModule")(32, spatial_kernel_size=3, gate_layer="hard_sigmoid", act_layer=nn.SiLU),
+    "monai-1d": lambda: monai(1, 16),
+    "monai-3d": lambda: monai(3, 16, acti_type_1="leakyrelu", acti_type_2="relu"),
+    "external-CBAMBlock-49": lambda: peer_blocks.external.CBAMBlock(32),
+}
+# The same blocks under the names that they have in moskomule/senet.pytorch and BangguWu/ECANet.
+SELayer = type("SELayer", (peer_blocks.external.SEAttention,), {})
+eca_layer = type("eca_layer", (peer_blocks.external.ECAAttention,), {})
+BLOCKS |= {"SELayer": lambda: SELayer(32), "eca_layer": lambda: eca_layer(5)}
+RANKS = {"monai-1d": 3, "monai-3d": 5}
+RETURN_GATE = ("blog-ChannelAttention", "blog-SpatialAttention")
+
+
+def build(name):
+    torch.manual_seed(0)
+    block = BLOCKS[name]().double()
+    with torch.no_grad():
+        for key, t in block.state_dict().items():
+            if t.is_floating_point():
+                t.copy_(torch.rand_like(t) + 0.2 if "running" in key else torch.randn_like(t) / max(1, t[:1].numel()) ** 0.5)
+    return block
+
+
+def sample(block, name=None, ties=False):
+    channels = next((p.shape[1] for p in block.parameters() if p.dim() > 1 and p.shape[1] > 2), 16)
+    size = {3: (11,), 4: (6, 8), 5: (3, 4, 2)}[RANKS.get(name, 4)]
+    x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (2 * x).round().relu() / 2 if ties else x
+
+
+def step(block, x):
+    """Output, gradients and buffers of one training step."""
+    block.zero_grad()
+    x = x.clone().requires_grad_()
+    y = block(x)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype))
+    result = {"y": y.detach(), "x": x.grad} | {f"d {name}": p.grad for name, p in block.named_parameters()}
+    return result | {name: b.clone() for name, b in block.named_buffers()}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    largest = max(float(t.abs().max()) for t in expected.values())
+    for name, t in expected.items():
+        torch.testing.assert_close(found[name], t, rtol=0, atol=1e-11 * largest, msg=lambda text, name=name: f"{name}: {text}")

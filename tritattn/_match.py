@@ -15,7 +15,8 @@ from .peers import GATES, HIDDEN, NoFit, Peer
 PASSIVE = frozenset(
     {"AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool2d", "Flatten", "Identity", "Sequential"}
 )
-LAYERS = frozenset({"Linear", "Conv1d", "Conv2d", "BatchNorm2d", "SyncBatchNorm", "BatchNormAct2d"})
+# Layers that are no more than their weight and bias. Types and not names: quantisation and adapters have a Conv2d of their own.
+PLAIN_LAYERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm})
 
 
 class Absent(NoFit):
@@ -63,7 +64,7 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
 def _check_inner(peer: Peer, path: str, module: nn.Module) -> None:
     name = plain_type(module).__name__
     if path in peer.layers.values():
-        if name not in LAYERS:
+        if plain_type(module) not in PLAIN_LAYERS and name != "BatchNormAct2d":  # timm's, which the ops call as a module
             raise NoFit(f"{path} is a {name}, not a plain layer")
     elif any(path.startswith(f"{layer}.parametrizations") for layer in peer.layers.values()):
         pass

@@ -60,7 +60,7 @@ def channel_statistics(x: Tensor, pools: Sequence[str] = ("avg", "max"), *, max_
             values.append(torch.linalg.vector_norm(flat, dim=-1))  # its gradient at zero is zero, as in torch's lp_pool2d
         else:
             values.append(flat.logsumexp(-1))
-    return torch.stack(values, 1)
+    return values[0][:, None] if len(values) == 1 else torch.stack(values, 1)
 
 
 def spatial_statistics(x: Tensor, kinds: Sequence[str] = ("mean", "max"), *, max_grad: str = "first") -> Tensor:
@@ -98,7 +98,8 @@ def excite(z: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b
     if kind == "mlp":
         assert w1 is not None
         z = HIDDEN[hidden](F.linear(z, w1.flatten(1), b1))
-    return F.linear(z, w2.flatten(1), b2).sum(1)
+    t = F.linear(z, w2.flatten(1), b2)
+    return t[:, 0] if t.shape[1] == 1 else t.sum(1)
 
 
 def finish(gated: Tensor, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:

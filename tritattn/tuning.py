@@ -95,7 +95,8 @@ def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int)
 
 def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
     if channels_last:
-        return Config(min(power_of_two(c), 128), min(power_of_two(hw), 16))
+        # many positions, because every program leaves a share of each channel's gradient; 64 bytes of a row at least
+        return Config(min(power_of_two(c), 32), min(power_of_two(hw), 64))
     block_p = min(power_of_two(hw), 256)
     while block_p > 32 and n * -(-hw // block_p) < sms:
         block_p //= 2

@@ -6,7 +6,6 @@ import pytest
 import torch
 from feature_tests import *  # noqa: F403
 from feature_tests import BLOCKS, build, every_block, expected, feature_map, gradients, same
-from torch._dynamo import compiled_autograd
 
 import tritattn
 from tritattn import ops
@@ -49,14 +48,6 @@ def test_threads():
     for thread in threads:
         thread.join(60)
     assert not failures and not any(thread.is_alive() for thread in threads)
-
-
-def test_compiled_autograd():
-    block, x = build("cbam"), feature_map()
-    wanted = expected(block, x)
-    with compiled_autograd._enable(torch.compile(backend="eager")):
-        got = gradients(block, torch.compile(block, backend="aot_eager"), x)
-    same(got, wanted)
 
 
 def test_unknown_dtypes_are_refused_before_any_path():

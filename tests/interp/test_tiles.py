@@ -57,7 +57,7 @@ def test_values_across_tiles(name, values):
 def test_shapes(op, shape):
     if op.shapes(shape).get("norm") == "train" and shape == (1, 1, 1, 1):
         pytest.skip("torch's BatchNorm refuses a single value in training")
-    check(op, make(op, shape, layout=("contiguous", "channels_last")[sum(shape) % 2], seed=4))
+    check(op, make(op, shape, layout=("contiguous", "channels_last")[sum(shape) % 2], seed=11))
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if 5 in op.ranks], ids=str)

@@ -13,11 +13,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .. import ops, reference
+from .._match import PLAIN_LAYERS
 from ._checkpoint import translate
 
 T = TypeVar("T")
 
-PLAIN_LAYERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm})
 # Hooks whose whole effect is to compute `weight` anew, from which the fused pass then reads it. Not spectral_norm's: its power iteration
 # counts how often a layer is called.
 REWEIGHTING_HOOKS = (torch.nn.utils.prune.BasePruningMethod, WeightNorm)

@@ -46,9 +46,11 @@ def plain(x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2
     return z if spec.kind == "none" else reference.excite(z, w1, b1, w2, b2, kind=spec.kind, hidden=spec.hidden)
 
 
-def forward(m: Map, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, spec: Spec) -> Excited:
+def forward(
+    m: Map, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, spec: Spec, *, one_launch: bool = False
+) -> Excited:
     """One launch while the excite's weights are under a quarter of an image's bytes; then the last program of an image does the excite.
-    Otherwise the excite follows, batched over images, so that weights are not read once per image."""
+    Otherwise the excite follows, batched over images, so that weights are not read once per image; not with `one_launch`."""
     w1, w2 = matrix(w1), matrix(w2)
     out = fake(m.x, w1, spec)
     k, rows, r = _sizes(w1, spec)
@@ -56,7 +58,7 @@ def forward(m: Map, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2:
     blocks_c = -(-m.c // config.block_c)
     splits = config.splits
     weights = sum(t.numel() * t.element_size() for t in (w1, w2) if t is not None)
-    inside = spec.kind != "none" and 4 * weights < m.c * m.hw * m.x.element_size()
+    inside = spec.kind != "none" and (one_launch or 4 * weights < m.c * m.hw * m.x.element_size())
     counted = splits > 1 or inside
     kernels().channel_squeeze_fwd_kernel[(m.n * blocks_c * splits,)](
         m.x, out.z, out.aux, m.small(m.n, splits, 4, m.c) if splits > 1 else None,

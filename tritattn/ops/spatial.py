@@ -50,7 +50,7 @@ def _launch(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var
         m.x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec
     )  # fmt: skip
     if spec.kind != "none":
-        logits, *excited = _excite.forward(m, w1, b1, w2, b2, spec)
+        logits, *excited = _excite.forward(m, w1, b1, w2, b2, spec, one_launch=True)
     rest = (logits, map_slot, gate_slot, *excited, stats, aux)
     config = m.config("column")
     k = kernels()
@@ -93,8 +93,8 @@ def _convolution_backward(g: Tensor, stats: Tensor, inputs: Sequence[Tensor | No
     kernel = weight.to(stats.dtype)
     pad = weight.shape[-1] // 2
     source = _ordered(stats, spec.order)
-    # TF32 would cost half of the digits of a gradient that is a handful of numbers
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    # the same bits every time, and no TF32, which would cost half of the digits of a gradient that is a handful of numbers
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         dsource, dkernel, _ = torch.ops.aten.convolution_backward(
             g, source, kernel, None, (1, 1), (pad, pad), (1, 1), False, (0, 0), 1, (needs[0], any(needs[1:]), False)
         )

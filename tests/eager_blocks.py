@@ -1,0 +1,87 @@
+"""The code that people run, in plain torch: what every op is compared with. Parameters come in a dict, named as in tritattn.ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Params = dict[str, Any]
+
+HIDDEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda t: t,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    # F.gelu(Inf) is NaN on some CPUs
+    "gelu": lambda t: 0.5 * t * (1 + torch.erf(t * math.sqrt(0.5))),
+}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid, "relu": F.relu, "none": lambda t: t}
+TAILS = {name: HIDDEN[name] for name in ("none", "relu", "silu", "hardswish", "gelu")}
+
+
+def pooled(x: Tensor, pool: str, max_grad: str = "first") -> Tensor:
+    """[N, C]"""
+    if pool == "avg":
+        return x.flatten(2).mean(-1)
+    if pool == "max":
+        if max_grad == "even":
+            return x.flatten(2).amax(-1)
+        adaptive = {3: F.adaptive_max_pool1d, 4: F.adaptive_max_pool2d, 5: F.adaptive_max_pool3d}[x.dim()]
+        return adaptive(x, 1).flatten(1)
+    if pool == "avg_max":
+        return 0.5 * pooled(x, "avg") + 0.5 * pooled(x, "max", max_grad)
+    if pool == "lp":
+        m = math.prod(x.shape[2:])
+        return F.lp_pool1d(x.flatten(2), 2, m, stride=m).flatten(1)
+    return x.flatten(2).logsumexp(-1)
+
+
+def over(s: Tensor, x: Tensor) -> Tensor:
+    return s.reshape(*s.shape, *(1,) * (x.dim() - 2))
+
+
+def layers(z: Tensor, p: Params, hidden: str) -> Tensor:
+    if p.get("w1") is not None:
+        z = HIDDEN[hidden](F.linear(z, p["w1"].flatten(1), p["b1"]))
+    return F.linear(z, p["w2"].flatten(1), p["b2"])
+
+
+def channel_gate(
+    x: Tensor, p: Params, pools: Sequence[str] = ("avg",), hidden: str = "relu", gate: str = "sigmoid", max_grad: str = "first"
+) -> Tensor:
+    return over(GATES[gate](torch.stack([layers(pooled(x, pool, max_grad), p, hidden) for pool in pools]).sum(0)), x)
+
+
+def conv_gate(x: Tensor, p: Params, padding: str = "zeros", gate: str = "sigmoid") -> Tensor:
+    """A kernel slid along the channels: with zeros a Conv1d, circular written as shifted copies."""
+    z, w = pooled(x, "avg"), p["w"].flatten()
+    if padding == "zeros":
+        logits = F.conv1d(z[:, None], p["w"], p["b"], padding=len(w) // 2)[:, 0]
+    else:
+        logits = sum(w[j] * z.roll(len(w) // 2 - j, 1) for j in range(len(w)))
+        logits = logits if p["b"] is None else logits + p["b"]
+    return over(GATES[gate](logits), x)
+
+
+def pixel_gate(x: Tensor, p: Params, gate: str = "sigmoid") -> Tensor:
+    return GATES[gate](F.conv2d(x, p["w"].reshape(1, -1, 1, 1), p["b"]))
+
+
+def spatial_gate(x: Tensor, p: Params, order: str = "mean_max", gate: str = "sigmoid", max_grad: str = "first") -> Tensor:
+    mean = x.mean(1, keepdim=True)
+    top = x.amax(1, keepdim=True) if max_grad == "even" else x.max(1, keepdim=True)[0]
+    stats = 0.5 * mean + 0.5 * top if order == "mix" else torch.cat([mean, top] if order == "mean_max" else [top, mean], 1)
+    logits = F.conv2d(stats, p["weight"], p["bias"], padding=p["weight"].shape[-1] // 2)
+    return GATES[gate](logits if p.get("norm") is None else p["norm"](logits))
+
+
+def statistics_of_positions(x: Tensor, kinds: Sequence[str], max_grad: str = "first") -> Tensor:
+    mean, top = x.mean(1), x.amax(1) if max_grad == "even" else x.max(1)[0]
+    return torch.stack([{"mean": mean, "max": top, "mix": (mean + top) / 2}[kind] for kind in kinds], 1)

@@ -1,0 +1,89 @@
+"""Values and gradients on the device against plain torch in fp64, and the same bits every time."""
+
+import pytest
+import torch
+from cases import BY_NAME, DTYPES, MAIN, OPS, check, fused, run
+from on_device import REAL, SMALL, inputs, size
+from tolerance import assert_close
+
+from tritattn import explain
+
+LAYOUTS = ("contiguous", "channels_last")
+
+
+def test_the_kernels_run(device):
+    import tritattn._library as library
+
+    forced, library._forced = library._forced, None
+    try:
+        for dtype in DTYPES.values():
+            assert explain(device, dtype)[0] == "triton"
+    finally:
+        library._forced = forced
+
+
+@pytest.mark.parametrize("op, layout", [(op, LAYOUTS[i % 2]) for i, op in enumerate(OPS)], ids=str)
+def test_every_op(device, op, layout):
+    check(op, inputs(op, SMALL, device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, layout=layout))
+
+
+@pytest.mark.parametrize("dtype, layout", [("fp32", "contiguous"), ("fp32", "channels_last"), ("fp16", "channels_last"), ("fp64", "contiguous")])
+@pytest.mark.parametrize("op", MAIN, ids=str)
+def test_dtypes(device, op, dtype, layout):
+    check(op, inputs(op, SMALL, device, dtype=DTYPES[dtype], layout=layout))
+
+
+@pytest.mark.parametrize("op", [op for op in MAIN if op.epilogue], ids=str)
+def test_residual_and_activation(device, op):
+    check(op, inputs(op, SMALL, device, dtype=torch.float32, residual=True), "relu")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", MAIN, ids=str)
+def test_real_sizes_and_repeated_runs(device, op, layout):
+    case = inputs(op, REAL, device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, layout=layout, residual=op.epilogue)
+    activation = "relu" if op.epilogue else "none"
+    first = check(op, case, activation)
+    for _ in range(3):
+        again = run(fused, op, case, activation)
+        differing = [name for name in first if not name.startswith("norm.running") and not torch.equal(first[name], again[name])]
+        assert not differing, f"other bits in {differing}"
+
+
+@pytest.mark.parametrize("values", ["offset", "ties", "constant"])
+@pytest.mark.parametrize("name", ["se", "scse", "cbam", "channel_statistics", "spatial_statistics"])
+def test_values(device, name, values):
+    op = BY_NAME[name]
+    check(op, inputs(op, SMALL, device, dtype=torch.float32, values=values))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["channel_attention", "spatial_attention"])
+def test_nan_and_inf_travel(device, name, value):
+    """As in torch, through sums and maxima: here the hardware's maximum would drop a NaN."""
+    op = BY_NAME[name]
+    case = inputs(op, SMALL, device, dtype=torch.float32)
+    with torch.no_grad():
+        case.x[0, 1, 2, 1] = value
+    exact, plain = case.to(torch.float64), case.to(torch.float32)
+    with torch.no_grad():
+        y, wanted, eager = fused(op, case.x, case.params), op.eager(exact.x, exact.params), op.eager(plain.x, plain.params)
+    assert wanted.isnan().any()
+    assert_close("y", y, wanted, eager, terms=case.x[0].numel(), accumulator=torch.float32)
+
+
+@pytest.mark.parametrize("layout", ["sliced", "permuted"])
+@pytest.mark.parametrize("name", ["se", "scse", "cbam"])
+def test_other_strides(device, name, layout):
+    from cases import LAYOUTS as STRIDED
+
+    op = BY_NAME[name]
+    case = inputs(op, SMALL, device)
+    case.x = STRIDED[layout](case.x.detach()).requires_grad_()
+    assert not case.x.is_contiguous()
+    check(op, case)
+
+
+def test_size_of_the_cases(device):
+    """The sizes that the tests above name are those that they run on a GPU."""
+    assert size(REAL, torch.device("cuda")) == REAL

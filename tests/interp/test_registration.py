@@ -1,0 +1,153 @@
+"""The registered ops as torch sees them: opcheck, strides that the fakes promise, gradients of gradients, torch.compile."""
+
+import pytest
+import torch
+from cases import BY_NAME, LAYOUTS, MAIN, check, eager, fused, make, run
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tritattn
+from tritattn import _library, ops
+
+SHAPE = (2, 3, 2, 4)
+FAMILIES = sorted(_library._families)
+# rows of the table that together run every registered op, forward and backward
+REPRESENTATIVES = ["se", "sse", "scse-max", "cbam-train", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"]
+
+
+class Calls(TorchDispatchMode):
+    """Keeps every call of an op of ours. Under a dispatch mode all calls take the registered ops."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "tritattn":
+            self.made.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def recorded(op, inputs, activation="none"):
+    with Calls() as calls:
+        check(op, inputs, activation)
+    return calls.made
+
+
+def test_representatives_run_every_registered_op():
+    made = {func._schema.name.removeprefix("tritattn::") for name in REPRESENTATIVES for func, _ in recorded(BY_NAME[name], make(BY_NAME[name], SHAPE))}
+    assert made == {name + suffix for name in FAMILIES for suffix in ("", "_backward")}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_opcheck(name, layout):
+    op = BY_NAME[name]
+    inputs = make(op, SHAPE, layout=layout, residual=op.epilogue, dtype=torch.float64)
+    for func, args in recorded(op, inputs, "silu" if op.epilogue else "none"):
+        family = _library._families[func._schema.name.removeprefix("tritattn::").removesuffix("_backward")]
+        count = len(family.inputs) + (family.differentiable if func is family.op_backward else 0)
+
+        def leaf(i, t, count=count):
+            return t.detach().requires_grad_(i < count and t.is_floating_point()) if isinstance(t, torch.Tensor) else t
+
+        torch.library.opcheck(func, tuple(leaf(i, t) for i, t in enumerate(args)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_strides(name, layout):
+    """x in `layout`, residual and g in every other: the strides that the fake promises, and the same numbers."""
+    op, layouts = BY_NAME[name], list(LAYOUTS)
+    for i, other in enumerate(layouts):
+        inputs = make(op, SHAPE, layout=layout, residual=op.epilogue)
+        if op.epilogue:
+            inputs.residual = LAYOUTS[other](inputs.residual.detach()).requires_grad_()
+        with torch.no_grad():
+            y = fused(op, inputs.x, make(op, SHAPE).params)
+        # every pair of (x, residual), (x, g) and (residual, g) comes up
+        g = LAYOUTS[layouts[(layouts.index(layout) + i) % len(layouts)]]
+        inputs.g[y.shape] = g(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)))
+        for func, args in recorded(op, inputs, "relu" if op.epilogue else "none"):
+            real = func(*args)
+            with FakeTensorMode() as mode:
+                fake = func(*(mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in args))
+            for r, f in zip(*((t if isinstance(t, tuple) else (t,)) for t in (real, fake)), strict=True):
+                assert (r.shape, r.stride(), r.dtype, r.storage_offset()) == (f.shape, f.stride(), f.dtype, f.storage_offset()), (func, other)
+        if y.shape == inputs.x.shape:
+            assert y.stride() == torch.empty_like(inputs.x).stride()
+
+
+# -- derivatives ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*dict.fromkeys([*(op.name for op in MAIN), *REPRESENTATIVES])])
+def test_gradients_by_differences(name):
+    op = BY_NAME[name]
+    inputs = make(op, (2, 2, 2, 3), dtype=torch.float64, residual=op.epilogue, seed=2)
+    names, tensors = zip(*((n, t) for n, t in inputs.tensors().items() if not n.startswith("norm.")), strict=True)
+
+    def function(*values):
+        given = dict(zip(names, values, strict=True))
+        params = {n: given.get(n, value) for n, value in inputs.params.items()}
+        return fused(op, given["x"], params, given.get("residual"), "gelu" if op.epilogue else "none")
+
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+# -- torch.compile ----------------------------------------------------------------------------------------------------------------------------
+
+
+def compiled(op, activation, **options):
+    torch._dynamo.reset()
+
+    def function(x, params, residual):
+        return 2 * fused(op, torch.relu(x), params, residual, activation)
+
+    return function, torch.compile(function, fullgraph=True, **options)
+
+
+def both(op, shapes, **options):
+    """Value and gradients, eager and compiled, for each shape in turn."""
+    activation = "relu" if op.epilogue else "none"
+    function, call = compiled(op, activation, **options)
+    for shape in shapes:
+        inputs = make(op, shape, residual=op.epilogue)
+        wanted, got = (
+            run(lambda op, x, params, residual, activation, f=f: f(x, params, residual), op, inputs.to(torch.float32)) for f in (function, call)
+        )
+        for name, t in wanted.items():
+            torch.testing.assert_close(got[name], t, rtol=0, atol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("op", MAIN, ids=str)
+def test_compiled(op):
+    both(op, [SHAPE], backend="aot_eager")
+
+
+@pytest.mark.parametrize("op", MAIN, ids=str)
+def test_compiled_with_dynamic_shapes(op):
+    both(op, [(2, 3, 4, 5), (3, 3, 6, 7)], backend="aot_eager", dynamic=True)
+
+
+def test_inductor():
+    """One graph with an op of every family."""
+    torch._dynamo.reset()
+    chosen = [BY_NAME[name] for name in ("se", "sse", "scse", "cbam", "gate-whole", "channel_attention-gate", "spatial_statistics")]
+    everything = {op.name: make(op, SHAPE, seed=i) for i, op in enumerate(chosen)}
+
+    def network(x, params):
+        for op in chosen:
+            y = fused(op, torch.relu(x + 1), params[op.name])
+            x = x * y.mean(1, keepdim=True) if y.shape != x.shape else y
+        return x
+
+    def gradients(call):
+        x = everything["se"].x.detach().requires_grad_()
+        params = {name: inputs.params for name, inputs in everything.items()}
+        tensors = [x, *(t for inputs in everything.values() for n, t in inputs.tensors().items() if n != "x")]
+        y = call(x, params)
+        return [y, *torch.autograd.grad(y.square().sum(), tensors)]
+
+    torch.testing.assert_close(gradients(torch.compile(network, fullgraph=True)), gradients(network))

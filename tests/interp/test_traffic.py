@@ -1,0 +1,64 @@
+"""What the kernels move and how often they are launched: numbers that no noise touches, held to the bars that the ops promise.
+
+Small maps with rows of whole sectors; tiles as they are chosen for a batch of 256. The CSV of `python -m perf traffic` has the stages of SE-ResNet-50.
+"""
+
+import pytest
+
+import torch
+
+from perf.cases import make_case
+from perf.counting import Counter, MapOrder, interpreted, map_order
+from perf.interpret import count
+from perf.ops import OPS
+from perf.shapes import Site
+from tritattn import ops
+
+SITE = Site(1, 32, 16, 32, 4)
+# launches forward while the excite's weights are small
+LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3}
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """Not here: the poison's own writes would be counted."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """What a process allocates once is not counted."""
+    count(make_case("cbam", "bf16", "contiguous", 1, Site(1, 8, 4, 4, 2)), 1)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", OPS)
+def test_traffic_and_launches_stay_within_the_bars(name, layout):
+    case = make_case(name, "bf16", layout, 2, SITE)
+    moved = count(case, 256)
+    map_bytes = map_order(case).map_numel * case.itemsize
+    for mode, bar in zip(("fwd", "bwd"), case.op.bar_u, strict=True):
+        found = moved[mode].in_u(map_bytes)
+        # 0.03: the shares of a channel's gradient that column kernels leave, in fp32, one for every 64 positions
+        assert found["total_u"] == pytest.approx(bar, abs=0.03), f"{mode}: {found}"
+    assert moved["fwd"].launches <= LAUNCHES.get(case.op.block_name, 2), moved["fwd"].names
+
+
+@pytest.mark.parametrize("norm, limit", [("none", 4), ("batch", 6)])
+def test_launches_of_cbam_with_large_weights(norm, limit):
+    case = make_case("cbam", "bf16", "contiguous", 2, Site(1, 64, 4, 4, 64), norm=norm)
+    assert count(case, 256)["fwd"].launches <= limit
+
+
+def test_large_weights_are_read_once_per_batch():
+    case = make_case("se", "bf16", "contiguous", 2, Site(1, 64, 4, 4, 64))
+    moved = count(case, 256)
+    assert moved["fwd"].launches <= 4 and moved["fwd"].names.count("linear_kernel") == 2
+
+
+def test_the_count_sees_a_copy():
+    """A map in another layout than contiguous or channels_last costs its copy, and the count shows it."""
+    x = torch.randn(2, 16, 8, 16)[..., ::2]
+    with Counter(MapOrder(x.numel())) as counter, interpreted(counter):
+        ops.sse(x, torch.randn(1, 16, 1, 1))
+    moved = counter.moved.in_u(x.numel() * 4)
+    assert moved["total_u"] >= 4
