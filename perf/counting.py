@@ -120,8 +120,9 @@ def count_launches(call: Callable[[int], Any], device: str, provider: str) -> in
         with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
             call(0)
             torch.cuda.synchronize()
-        return sum(event.device_type == DeviceType.CUDA for event in profiler.events() or ())
-    except RuntimeError:  # another profiler holds the device
+        events = [event for event in profiler.events() or () if event.device_type == DeviceType.CUDA]
+        return sum(not getattr(event, "is_user_annotation", False) for event in events)
+    except Exception:  # no profiler for this device, or another one holds it: not a reason to lose the row
         return None
 
 

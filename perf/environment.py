@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("kernels", "perf", "tritattn")
 
 
 def now() -> str:
@@ -28,11 +30,14 @@ def _output(*command: str) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, "+" after it where files differ from it, "unknown" outside a repository."""
+    """The checkout's commit; where files differ from it, or outside a repository, with "+" and a hash of the sources."""
     head = _output("git", "rev-parse", "--short=12", "HEAD")
-    if not head:
-        return "unknown"
-    return head + ("+" if _output("git", "status", "--porcelain", "--untracked-files=no") else "")
+    if head and not _output("git", "status", "--porcelain", "--", *SOURCES):
+        return head
+    digest = hashlib.sha1()
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.read_bytes())
+    return f"{head or 'unknown'}+{digest.hexdigest()[:8]}"
 
 
 def processor() -> str:

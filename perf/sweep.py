@@ -156,16 +156,15 @@ class Bench:
                 lanes[name] = timing.lane(call, self.sets, self.device)
             except Exception as error:
                 row["status"] = status_of(error)
-                self.survive({name: row})
+            if row["status"] != "ok":
+                _clean(self.device, {name: row})
         if not lanes:
             return rows
         try:
             times = timing.measure({**lanes, "copy": self.copy_lane()}, self.device, samples=samples, sample_ms=sample_ms)
         except Exception as error:
-            timed = {name: rows[name] for name in lanes}
-            for row in timed.values():
-                row["status"] = status_of(error)
-            self.survive(timed)
+            for name in lanes:
+                rows[name]["status"] = status_of(error)
             return rows
         copy_gbps = self.copied_bytes / times["copy"].ms_p50 / 1e6
         for name in lanes:
@@ -174,14 +173,6 @@ class Bench:
             rows[name].update(ms_p50=taken.ms_p50, ms_p20=taken.ms_p20, ms_p80=taken.ms_p80, timer=taken.timer, samples=taken.samples)
             rows[name].update(gbps=gbps, copy_gbps=copy_gbps, pct_copy=100 * gbps / copy_gbps)
         return rows
-
-    def survive(self, rows: dict[str, dict[str, Any]]) -> None:
-        """After a failure: a device that failed with the call cannot go on, and `rows` are to blame."""
-        if self.device == "cuda":
-            try:
-                torch.cuda.synchronize()
-            except Exception as error:
-                raise DeviceFailed(rows) from error
 
     @property
     def copied_bytes(self) -> int:
@@ -225,12 +216,15 @@ def _run_case(plan: Plan, case: Case, todo: Sequence[tuple[str, str]], writer: W
         writer.write({**case.row(), "provider": provider, "mode": mode, **found})
         advance(1)
 
+    failure: dict[str, Any] | None = None
     try:
         bench = Bench(case, device)
     except Exception as error:
+        failure = {"status": status_of(error)}
+    if failure is not None:
         for provider, mode in todo:
-            write(mode, provider, {"status": status_of(error), "bytes_min": case.bytes_min(mode)})
-        _clean(device)
+            write(mode, provider, {**failure, "bytes_min": case.bytes_min(mode)})
+        _clean(device, {})
         return
     for mode in plan.modes:
         providers = [p for p, m in todo if m == mode]
@@ -238,19 +232,23 @@ def _run_case(plan: Plan, case: Case, todo: Sequence[tuple[str, str]], writer: W
             continue
         try:
             rows = bench.measure(mode, providers, plan.samples, plan.sample_ms)
-        except DeviceFailed as failure:
-            for provider, found in failure.rows.items():
+        except DeviceFailed as failed:
+            for provider, found in failed.rows.items():
                 write(mode, provider, found)
             raise
         for provider, found in rows.items():
             write(mode, provider, found)
-        _clean(device)
+        _clean(device, {})
 
 
-def _clean(device: str) -> None:
+def _clean(device: str, blamed: dict[str, dict[str, Any]]) -> None:
+    """Give back memory. A device that does not answer any more cannot go on, and the rows `blamed` were the last to run."""
+    gc.collect()
     if device == "cuda":
-        torch.cuda.synchronize()
-        gc.collect()
+        try:
+            torch.cuda.synchronize()
+        except Exception as error:
+            raise DeviceFailed(blamed) from error
         torch.cuda.empty_cache()
 
 
@@ -258,12 +256,17 @@ def sweep(plan: Plan, path: str | os.PathLike[str], device: str, console: Consol
     from .summary import print_summary
 
     torch.backends.cudnn.allow_tf32 = False  # or a convolution in fp32 would be one in TF32
+    exit_status = 0
     with Writer(path, SWEEP, environment(device), resume=resume) as writer:
         try:
             run(plan, writer, device, console)
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on from here")
-        except DeviceFailed as failure:
-            console.print(f"the device failed in {', '.join(failure.rows)}; the same command goes on after it")
+            exit_status = 130
+        except DeviceFailed as failed:
+            console.print(f"the device failed ({', '.join(failed.rows)}); the same command goes on after it")
+            exit_status = 1
         print_summary(writer.rows, console)
+    if exit_status:
+        raise SystemExit(exit_status)
     return Path(path)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+WARM_SECONDS = 0.1  # a GPU lowers its clocks whenever the host compiles for a while
 Calls = Callable[[int], Any]  # call(i) runs once on set i; what it returns is kept alive until the round is over
 
 
@@ -144,13 +145,16 @@ def _cpu_sample(lanes: list[Lane]) -> None:
 
 
 def measure(lanes: Mapping[str, Lane], device: str, *, samples: int, sample_ms: float) -> dict[str, Timing]:
-    """Time every lane; a sample repeats it for about `sample_ms`. The first sample sets the repeats and is not counted."""
+    """Time every lane; a sample repeats it for about `sample_ms`. What comes first raises the clocks, sets the repeats and is not counted."""
     take = _cpu_sample if device == "cpu" else _gpu_sample
     order = list(lanes.values())
     if not order:
         return {}
     with no_gc():
-        for _ in range(2):
+        started = time.perf_counter()
+        take(order)
+        take(order)
+        while device != "cpu" and time.perf_counter() - started < WARM_SECONDS:
             take(order)
         for current in order:
             current.repeats = max(1, min(1000, round(sample_ms / max(current.times[-1] * current.sets, 1e-6))))

@@ -49,7 +49,7 @@ def eager(case: Case) -> dict[str, Moved]:
 
 def ask(module: str, questions: Iterable[dict[str, Any]], **variables: str) -> Iterator[Answers]:
     """Answers of a worker process, in order; once it has died, {"unavailable": why} for the rest."""
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **variables}
     command = [sys.executable, "-m", module]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, text=True, **pipes)  # type: ignore[call-overload]

@@ -1,0 +1,55 @@
+"""What the compilers make of the kernels, for GPUs that need not be here: no spills, the map in 16-byte accesses, NaN kept.
+
+A part of `python -m perf codegen`, which compiles everything shipped.
+"""
+
+import re
+
+import pytest
+
+pytest.importorskip("triton")
+
+from perf.cases import make_case
+from perf.codegen import compile_for, launches, row
+from perf.shapes import STAGES
+
+OPS = ("se+residual+relu", "scse+residual+relu", "cbam+residual+relu", "sse+residual+relu")
+CASES = [("bf16", op, layout, target) for op in OPS for layout in ("contiguous", "channels_last") for target in ("sm_90", "gfx942")]
+CASES += [("fp32", "scse+residual+relu", "contiguous", "sm_80"), ("fp16", "cbam+residual+relu", "channels_last", "sm_100")]
+
+
+def kernels(dtype, op, layout, stage):
+    """One launch of each kernel of a training step, at a batch of 256."""
+    return {launch.name: launch for launch in launches(make_case(op, dtype, layout, 256, STAGES[stage]))}
+
+
+@pytest.mark.parametrize("dtype, op, layout, target", CASES)
+def test_no_spills_and_wide_accesses(dtype, op, layout, target):
+    found = [row(launch, target) for launch in kernels(dtype, op, layout, 0).values()]
+    assert len(found) >= 2
+    for made in found:
+        assert made["status"] == "ok", made
+        assert made["spill_bytes"] == 0, made
+        for column in ("map_load_bits", "map_store_bits"):
+            assert made[column] is None or made[column] >= 128, made
+    assert any(made["map_load_bits"] for made in found) and any(made["map_store_bits"] for made in found)
+
+
+def test_rows_of_odd_length_do_not_spill():
+    for launch in kernels("bf16", "cbam+residual+relu", "contiguous", 3).values():
+        made = row(launch, "sm_90")
+        assert made["status"] == "ok" and made["spill_bytes"] == 0, made
+
+
+def test_no_maximum_drops_a_nan():
+    """`max.f32` and `min.f32` return the other operand of a NaN. Activations and gates must not use them; statistics only beside a test for NaN."""
+    seen = 0
+    for name, launch in kernels("bf16", "cbam+residual+relu", "contiguous", 0).items():
+        ptx = compile_for(launch, "sm_90").asm["ptx"]
+        dropping = re.findall(r"\b(?:max|min)\.(?:ftz\.)?f(?:32|64)\b", ptx)
+        if name in ("channel_squeeze_fwd_kernel", "spatial_squeeze_fwd_kernel"):
+            seen += 1
+            assert re.search(r"setp\.(?:nan|num)\.f32", ptx), name
+        else:
+            assert not dropping, name
+    assert seen == 2
