@@ -98,12 +98,12 @@ def linear_kernel(
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         inside_a = (m[:, None] < M) & (k[None, :] < K)
-        offsets = (m[:, None] // A_DIV).to(tl.int64) * a_m + k[None, :] * a_k
+        offsets = (m[:, None] // A_DIV).to(tl.int64) * a_m + k[None, :].to(tl.int64) * a_k
         a = tl.zeros([BLOCK_M, BLOCK_K], ACC)
         for q in tl.static_range(Q):
             a += activation(tl.load(a_ptr + offsets + q * a_q, mask=inside_a, other=0.0).to(ACC), A_ACTIVATION)
         inside_b = (j[:, None] < J) & (k[None, :] < K)
-        b = tl.load(b_ptr + j[:, None].to(tl.int64) * b_j + k[None, :] * b_k, mask=inside_b, other=0.0).to(ACC)
+        b = tl.load(b_ptr + j[:, None].to(tl.int64) * b_j + k[None, :].to(tl.int64) * b_k, mask=inside_b, other=0.0).to(ACC)
         acc += tl.sum(a[:, None, :] * b[None, :, :], 2)
         if HAS_SUM:
             total += tl.sum(b, 1)

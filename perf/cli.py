@@ -154,9 +154,9 @@ def report(
 def everything(out: Annotated[Path, typer.Option(help="folder for the CSVs and the report")] = ROOT / "perf" / "results" / "local") -> None:
     """A quick sweep, traffic and codegen for the machine it runs on, and the report: within five minutes on two CPU cores."""
     files = {kind: out / f"{kind}.csv" for kind in ("sweep", "traffic", "codegen")}
-    sweep(files["sweep"], quick=True)
-    traffic(files["traffic"], quick=True)
-    codegen(files["codegen"], quick=True)
+    sweep(files["sweep"], quick=True, fresh=True)
+    traffic(files["traffic"], quick=True, fresh=True)
+    codegen(files["codegen"], quick=True, fresh=True)
     report(out / "report.html", **files)
     for path in (*files.values(), out / "report.html"):
         console.print(str(path), soft_wrap=True)

@@ -263,11 +263,12 @@ def codegen(path: str | os.PathLike[str], console: Console, *, quick: bool = Fal
     global _work
     found = collect(quick)
     columns = (TextColumn("codegen {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Writer(path, CODEGEN, environment("cpu"), resume=resume) as writer, Progress(*columns, console=console, transient=True) as progress:
+    with Writer(path, CODEGEN, environment("cpu"), resume=resume) as writer:
         _work = [(launch, target) for target in TARGETS for launch in found if not writer.has(identity(launch, target))]
-        task = progress.add_task("", total=len(_work))
         # compilers take a core each and share nothing; forked, because launches hold kernels that cannot be sent
-        with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
+        with pool, Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("", total=len(_work))
             for made in pool.imap(_job, range(len(_work))):
                 writer.write(made)
                 progress.update(task, advance=1, description=made["kernel"])

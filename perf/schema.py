@@ -117,9 +117,9 @@ class Writer:
 
 def frame(rows: Iterable[Mapping[str, str]], columns: tuple[str, ...]) -> pd.DataFrame:
     """Rows of text as a table: numbers as floats (NaN where empty), the rest as text ("" where empty)."""
-    table = pd.DataFrame(list(rows), columns=list(columns)).astype(object).fillna("")
-    for name in columns:
-        table[name] = pd.to_numeric(table[name].replace("", float("nan"))) if name in NUMBERS else table[name].astype(str)
+    table = pd.DataFrame([{name: row.get(name, "") for name in columns} for row in rows], columns=list(columns), dtype=object)
+    for name in NUMBERS.intersection(columns):
+        table[name] = pd.to_numeric(table[name].mask(table[name] == ""))
     return table
 
 

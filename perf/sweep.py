@@ -243,8 +243,8 @@ def _run_case(plan: Plan, case: Case, todo: Sequence[tuple[str, str]], writer: W
 
 def _clean(device: str, blamed: dict[str, dict[str, Any]]) -> None:
     """Give back memory. A device that does not answer any more cannot go on, and the rows `blamed` were the last to run."""
-    gc.collect()
     if device == "cuda":
+        gc.collect()
         try:
             torch.cuda.synchronize()
         except Exception as error:

@@ -106,7 +106,7 @@ def _sse(name: str, bias: bool, main: bool = False, **options: Any) -> Op:
     )
 
 
-def _scse(name: str, bias: bool, combine: str, hidden: str = "relu", gate: str = "sigmoid") -> Op:
+def _scse(name: str, bias: bool, combine: str, hidden: str = "relu", gate: str = "sigmoid", main: bool = True) -> Op:
     def call(x: Tensor, p: Params, **epilogue: Any) -> Tensor:
         return ops.scse(x, *(p[n] for n in ("w1", "b1", "w2", "b2", "w", "b")), combine=combine, hidden=hidden, gate=gate, **epilogue)
 
@@ -115,7 +115,7 @@ def _scse(name: str, bias: bool, combine: str, hidden: str = "relu", gate: str =
         return channel + pixel if combine == "sum" else torch.max(channel, pixel)
 
     shapes = _join(_mlp(bias, conv=True), lambda s: {"w": (1, s[1], 1, 1), "b": (1,) if bias else None})
-    return Op(name, shapes, call, eager, ("w1", "w"), ("concurrent_gate",), main=True)
+    return Op(name, shapes, call, eager, ("w1", "w"), ("concurrent_gate",), main=main)
 
 
 def _spatial_op(name: str, shapes: Callable, apply: bool = True, main: bool = False, **options: Any) -> Op:
@@ -182,7 +182,8 @@ OPS = [
     _sse("sse", True, main=True),
     _sse("sse-hard", False, gate="hard_sigmoid"),
     _scse("scse", True, "sum"),
-    _scse("scse-max", False, "max", "none", "hard_sigmoid"),
+    _scse("scse-max", False, "max", "none"),
+    _scse("scse-hard", False, "sum", gate="hard_sigmoid", main=False),
     _channel("channel_attention", "channel_attention", _mlp(), {}, {"pools": ["avg", "max"]}, main=True),
     _channel("channel_attention-even", "channel_attention", _mlp(False), {"pools": ["max"], **EVEN}, {"pools": ["max"], **EVEN}),
     _channel("channel_attention-pools", "channel_attention", _mlp(), {"pools": POOLS}, {"pools": POOLS}),
@@ -198,11 +199,11 @@ OPS = [
     _spatial_op("spatial_attention-gate", _spatial(3, norm="train"), apply=False),
     _cbam("cbam", _join(_mlp(), _spatial(3)), main=True),
     _cbam("cbam-train", _join(_mlp(), _spatial(3, norm="train")), main=True, order="max_mean"),
-    _cbam("cbam-eval", _join(_mlp(False), _spatial(3, bias=True, norm="eval")), hidden="silu", gate="hard_sigmoid"),
+    _cbam("cbam-eval", _join(_mlp(False), _spatial(3, bias=True, norm="eval")), hidden="silu"),
     _cbam("cbam-even", _join(_mlp(), _spatial(1, 1)), order="mix", spatial_gate="hard_sigmoid", **EVEN),
-    _cbam("cbam-pools", _join(_fc(), _spatial(3)), pools=POOLS),
-    _gate("gate-channel", lambda s: (*s[:2], *(1,) * (len(s) - 2)), "hard_sigmoid", (3, 4, 5)),
-    _gate("gate-spatial", lambda s: (s[0], 1, *s[2:]), "sigmoid"),
+    _cbam("cbam-pools", _join(_fc(), _spatial(3)), pools=POOLS, gate="hard_sigmoid"),
+    _gate("gate-channel", lambda s: (*s[:2], *(1,) * (len(s) - 2)), "sigmoid", (3, 4, 5)),
+    _gate("gate-spatial", lambda s: (s[0], 1, *s[2:]), "hard_sigmoid"),
     _gate("gate-whole", lambda s: s, "sigmoid", (3, 4, 5), main=True),
     _gate("gate-row", lambda s: (s[1], 1, s[3]), "none"),
     _gate("gate-column", lambda s: (1, 1, s[2], 1), "relu"),

@@ -146,7 +146,8 @@ def test_autocast(name):
 
 def test_autocast_reaches_the_blocks_of_a_network():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, C, 3), blocks.SqueezeExcite(C, rd_channels=3), blocks.CBAM(C, rd_channels=3, kernel_size=3), nn.Conv2d(C, 2, 1))
+    attention = blocks.SqueezeExcite(C, rd_channels=3), blocks.CBAM(C, rd_channels=3, kernel_size=3)
+    network = nn.Sequential(nn.Conv2d(3, C, 3), *attention, nn.Conv2d(C, 2, 1))
     with torch.autocast("cpu", torch.bfloat16):
         y = network(torch.randn(2, 3, 6, 6))
         assert network[:2](torch.randn(2, 3, 6, 6)).dtype == torch.bfloat16
@@ -252,6 +253,7 @@ def test_functionalize(name):
 # -- tracing ----------------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*deprecated:DeprecationWarning")
 @every_block
 def test_jit_trace(name):
     block = build(name).eval()
@@ -265,6 +267,7 @@ def test_jit_trace(name):
     same({"y": torch.jit.load(file)(x).detach()}, {"y": block(x).detach()})
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
 @every_block
 def test_jit_script_says_what_to_do(name):
     with pytest.raises(RuntimeError, match=r"torch\.jit\.script.*torch\.compile.*torch\.jit\.trace"):
@@ -374,9 +377,10 @@ def test_onnx(name, tmp_path):
     pytest.importorskip("onnxscript")
     block = build(name, torch.float32).eval()
     sizes = {0: Dim("n", max=64), 2: Dim("h", max=64), 3: Dim("w", max=64)}
+    example = (feature_map(3, C, 5, 7, dtype=torch.float32),)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        torch.onnx.export(block, (feature_map(3, C, 5, 7, dtype=torch.float32),), tmp_path / "block.onnx", dynamic_shapes=(sizes,), dynamo=True, verbose=False)
+        torch.onnx.export(block, example, tmp_path / "block.onnx", dynamic_shapes=(sizes,), dynamo=True, verbose=False)
     for shape in ((2, C, 3, 4), (4, C, 6, 2)):
         x = feature_map(*shape, dtype=torch.float32, seed=3)
         torch.testing.assert_close(onnx_result(tmp_path / "block.onnx", x), block(x).detach(), rtol=1e-5, atol=1e-5)

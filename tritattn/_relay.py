@@ -1,9 +1,9 @@
 """Two ops with a torch module between them, x -> squeeze -> norm -> gate -> y, whose backward still writes the map's gradient once.
 
-Both ops take x, so each would give x a gradient of its own, and the two would be added in passes over the map. Instead the squeeze returns two slots,
-tensors without values that only tie the gate's node to the squeeze's. The gate gives x no gradient: it hands da, the gradient of what the activation
-received, to the slot of the map's shape, and its logits to the slot of theirs; the squeeze's backward then writes dx, its own share and the gate's, in
-one pass. The gate's launches still read x itself, so gradients of gradients find their way through the honest formulas of the references.
+Both ops take x, so each would give x a gradient of its own, and the two would be added in passes over the map. Instead the squeeze returns two
+slots, tensors without values that only tie the gate's node to the squeeze's. The gate gives x no gradient: it hands da, the gradient of what the
+activation received, to the slot of the map's shape, and its logits to the slot of theirs; the squeeze's backward then writes dx, its own share and
+the gate's, in one pass. Both still compute with x itself, so gradients of gradients find their way through the references' honest formulas.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._spec import Spec
 class RelaySqueeze(Family):
     """Its last two results are slots; the backward launcher gets what arrived in them, da and the gate's logits, as the last two grads.
 
-    share(da, *inputs, logits, spec) -> the gate's share of dx, in plain torch.
+    share(da, inputs, logits, spec) -> the gate's share of dx, in plain torch.
     """
 
     slots = 2

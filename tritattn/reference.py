@@ -135,4 +135,5 @@ def concurrent(x: Tensor, s: Tensor, q: Tensor, combine: str) -> Tensor:
 
 def spatial_convolution(stats: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The k x k convolution of a spatial gate, 'same' padding: [N, K, H, W] -> [N, 1, H, W]."""
-    return F.conv2d(stats, weight.to(stats.dtype), _acc(bias, stats), padding=weight.shape[-1] // 2)
+    # a number even where shapes are symbols: the convolution's double backward takes no symbolic padding
+    return F.conv2d(stats, weight.to(stats.dtype), _acc(bias, stats), padding=int(weight.shape[-1]) // 2)

@@ -1,14 +1,13 @@
 """Values and gradients on the device against plain torch in fp64, and the same bits every time."""
 
+import cases
 import pytest
 import torch
 from cases import BY_NAME, DTYPES, MAIN, OPS, check, fused, run
-from on_device import REAL, SMALL, inputs, size
+from on_device import LAYOUTS, REAL, SMALL, inputs, real, size
 from tolerance import assert_close
 
 from tritattn import explain
-
-LAYOUTS = ("contiguous", "channels_last")
 
 
 def test_the_kernels_run(device):
@@ -22,32 +21,30 @@ def test_the_kernels_run(device):
         library._forced = forced
 
 
-@pytest.mark.parametrize("op, layout", [(op, LAYOUTS[i % 2]) for i, op in enumerate(OPS)], ids=str)
-def test_every_op(device, op, layout):
-    check(op, inputs(op, SMALL, device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, layout=layout))
-
-
-@pytest.mark.parametrize("dtype, layout", [("fp32", "contiguous"), ("fp32", "channels_last"), ("fp16", "channels_last"), ("fp64", "contiguous")])
 @pytest.mark.parametrize("op", MAIN, ids=str)
-def test_dtypes(device, op, dtype, layout):
-    check(op, inputs(op, SMALL, device, dtype=DTYPES[dtype], layout=layout))
-
-
-@pytest.mark.parametrize("op", [op for op in MAIN if op.epilogue], ids=str)
-def test_residual_and_activation(device, op):
-    check(op, inputs(op, SMALL, device, dtype=torch.float32, residual=True), "relu")
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("op", MAIN, ids=str)
-def test_real_sizes_and_repeated_runs(device, op, layout):
-    case = inputs(op, REAL, device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, layout=layout, residual=op.epilogue)
-    activation = "relu" if op.epilogue else "none"
+def test_real_sizes_and_repeated_runs(device, op):
+    case, activation = real(op, device)
     first = check(op, case, activation)
     for _ in range(3):
         again = run(fused, op, case, activation)
         differing = [name for name in first if not name.startswith("norm.running") and not torch.equal(first[name], again[name])]
         assert not differing, f"other bits in {differing}"
+
+
+@pytest.mark.parametrize("op", MAIN, ids=str)
+def test_single_precision(device, op):
+    check(op, inputs(op, SMALL, device, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("op, layout", [(op, LAYOUTS[i % 2]) for i, op in enumerate(op for op in OPS if not op.main)], ids=str)
+def test_options(device, op, layout):
+    check(op, inputs(op, SMALL, device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, layout=layout))
+
+
+@pytest.mark.parametrize("dtype, layout", [("fp16", "channels_last"), ("fp64", "contiguous"), ("fp32", "channels_last")])
+@pytest.mark.parametrize("name", ["se", "scse", "cbam-train"])
+def test_dtypes(device, name, dtype, layout):
+    check(BY_NAME[name], inputs(BY_NAME[name], SMALL, device, dtype=DTYPES[dtype], layout=layout))
 
 
 @pytest.mark.parametrize("values", ["offset", "ties", "constant"])
@@ -75,11 +72,9 @@ def test_nan_and_inf_travel(device, name, value):
 @pytest.mark.parametrize("layout", ["sliced", "permuted"])
 @pytest.mark.parametrize("name", ["se", "scse", "cbam"])
 def test_other_strides(device, name, layout):
-    from cases import LAYOUTS as STRIDED
-
     op = BY_NAME[name]
     case = inputs(op, SMALL, device)
-    case.x = STRIDED[layout](case.x.detach()).requires_grad_()
+    case.x = cases.LAYOUTS[layout](case.x.detach()).requires_grad_()
     assert not case.x.is_contiguous()
     check(op, case)
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 from cases import BY_NAME, MAIN, fused, run
-from on_device import REAL, SMALL, inputs, moved
+from on_device import SMALL, inputs, moved, real
 
 from tritattn import nn as blocks
 from tritattn import ops
@@ -17,7 +17,7 @@ SHAPE = (4, 64, 56, 56)
 def network(device, dtype=torch.float32):
     torch.manual_seed(0)
     return torch.nn.Sequential(
-        blocks.SqueezeExcite(64), blocks.ConcurrentSE(64), blocks.CBAM(64, rd_ratio=1 / 4, norm=False, activation="relu"), blocks.ECA(64)
+        blocks.SqueezeExcite(64), blocks.ConcurrentSE(64), blocks.CBAM(64, rd_ratio=1 / 4, norm=False, activation="relu")
     ).to(device, dtype)
 
 
@@ -68,8 +68,7 @@ def test_graphs_side_by_side(cuda):
     maps = [some_map(cuda, seed) for seed in (1, 2)]
     graphs = [captured(module, x) for module, x in zip(modules, maps, strict=True)]
     wanted = [step(module, x) for module, x in zip(modules, maps, strict=True)]
-    other, expected = network(cuda), None
-    z = some_map(cuda, 3)
+    other, z = network(cuda), some_map(cuda, 3)
     expected = step(other, z)
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in graphs]
@@ -130,8 +129,8 @@ def test_several_threads(cuda, own_streams):
 
 def test_counters_are_left_at_zero(cuda):
     for op in MAIN:
-        case = inputs(op, REAL, cuda, dtype=torch.bfloat16)
-        run(fused, op, case)
+        case, activation = real(op, cuda)
+        run(fused, op, case, activation)
     torch.cuda.synchronize()
     assert _launch._counters
     assert not any(buffer.any() for buffer in _launch._counters.values())

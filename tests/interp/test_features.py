@@ -91,6 +91,32 @@ def test_relay_without_some_gradients(frozen):
     same(*results)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_compiled_autocast(inside):
+    """The mode around the compiled block, or inside of what is compiled."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(6, 6, 1), build("cbam", torch.float32))
+    x = feature_map(dtype=torch.float32)
+
+    def call(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x)
+
+    torch._dynamo.reset()
+    wanted = gradients(network, call, x)
+    if inside:
+        got = gradients(network, torch.compile(call, backend="aot_eager", fullgraph=True), x)
+    else:
+        whole = torch.compile(network, backend="aot_eager", fullgraph=True)
+
+        def outside(x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return whole(x)
+
+        got = gradients(network, outside, x)
+    assert got["y"].dtype == torch.bfloat16
+    same(got, wanted)
+
+
 def test_relay_in_the_inductor():
     torch._dynamo.reset()
     block = tritattn.nn.CBAM(6, rd_channels=3, kernel_size=3)
@@ -130,7 +156,14 @@ def broken(monkeypatch):
     _library._warn_once.cache_clear()
 
 
-FAMILIES = {"se": "channel_gate", "sse": "pixel_gate", "scse": "concurrent_gate", "cbam": "spatial_squeeze", "spatial": "spatial_gate", "attention": "gate"}
+FAMILIES = {
+    "se": "channel_gate",
+    "sse": "pixel_gate",
+    "scse": "concurrent_gate",
+    "cbam": "spatial_squeeze",
+    "spatial": "spatial_gate",
+    "attention": "gate",
+}
 
 
 @pytest.mark.parametrize("which", ["launch", "backward"])

@@ -37,7 +37,8 @@ def parameter(name: str, t: Tensor | None, x: Tensor, *shapes: tuple[int, ...]) 
     if not isinstance(t, Tensor):
         raise TypeError(f"{name}: got {type(t).__name__}, expected a tensor")
     floating(name, t)
-    if tuple(t.shape) not in shapes:
+    # size by size: under dynamic shapes dynamo's `in` does not see that a symbol equals the number it was specialised to
+    if not any(len(s) == t.dim() and all(a == b for a, b in zip(t.shape, s, strict=True)) for s in shapes):
         raise ValueError(f"{name}: got shape {list(t.shape)}, expected {' or '.join(str(list(s)) for s in shapes)} for x of shape {list(x.shape)}")
     if t.device != x.device:
         raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of x")

@@ -17,7 +17,7 @@ from .. import reference
 from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
 from . import _checks, _excite
-from ._launch import Cotangent, Map, counters, gate_backward_channel, gate_backward_column, gate_backward_input, gate_forward, kernels
+from ._launch import Cotangent, Map, gate_backward_channel, gate_backward_column, gate_backward_input, gate_forward, kernels
 from .channel import MAX_GRADS, _refuse_epilogue, mlp_kind, pool_names
 from .gate import gate_family
 
@@ -113,10 +113,14 @@ def _convolution_backward(g: Tensor, stats: Tensor, inputs: Sequence[Tensor | No
     return [
         _disordered(dsource * scale, spec.order) if needs[0] else None,
         (dkernel * scale).to(weight.dtype) if needs[1] else None,
-        (total * scale).to(bias.dtype).view(bias.shape) if needs[2] and bias is not None else None,
-        dbn_weight.to(bn_weight.dtype).view(bn_weight.shape) if needs[3] and dbn_weight is not None else None,
-        dbn_bias.to(bn_bias.dtype).view(bn_bias.shape) if needs[4] and dbn_bias is not None else None,
+        _like(total * scale, bias) if needs[2] else None,
+        _like(dbn_weight, bn_weight) if needs[3] else None,
+        _like(dbn_bias, bn_bias) if needs[4] else None,
     ]
+
+
+def _like(t: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if t is None or parameter is None else t.to(parameter.dtype).view(parameter.shape)
 
 
 def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
@@ -167,13 +171,14 @@ def _reference(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_
     spatial = reference.spatial_convolution(_ordered(stats, spec.order), weight, bias)
     if bn_mean is not None:
         affine = [None if t is None else t.to(acc) for t in (bn_mean, bn_var, bn_weight, bn_bias)]
-        spatial = F.batch_norm(spatial, *affine, training=False, eps=float(spec.eps))  # type: ignore[arg-type]
+        spatial = F.batch_norm(spatial, *affine, training=False, eps=float(spec.eps))  # type: ignore[arg-type, misc]
     return spatial.to(_logits_dtype(x, spec)), logits
 
 
-def _share(da: Tensor, inputs: Sequence[Tensor | None], spatial: Tensor | None, spec: Spec) -> Tensor:
+def _share(da: Tensor, inputs: Sequence[Any], spatial: Tensor | None, spec: Spec) -> Tensor:
     """The gate's share of dx: da f(logits) h(spatial)."""
-    logits = _excite.plain(*inputs[:5], spec) if spec.kind != "none" else None
+    x, w1, b1, w2, b2, *_ = inputs
+    logits = _excite.plain(x, w1, b1, w2, b2, spec) if spec.kind != "none" else None
     return _gate_reference(da, logits, spatial, None, None, None, spec._replace(activation="none"))[0]
 
 
@@ -316,8 +321,8 @@ def cbam(
     """Convolutional Block Attention Module (Woo et al., 2018, arXiv:1807.06521): u = x * s, y = a(u * m + residual), with s the gate of
     `channel_attention` and m that of `spatial_attention` on u; u is never stored.
 
-    w1, b1, w2, b2, pools, hidden, gate as in `channel_attention`; weight, bias, norm, order, spatial_gate as in `spatial_attention`; max_grad for both.
-    The authors' code feeds the convolution [max, mean] and normalises it; several others use [mean, max] without a BatchNorm.
+    w1, b1, w2, b2, pools, hidden, gate as in `channel_attention`; weight, bias, norm, order, spatial_gate as in `spatial_attention`; max_grad for
+    both. The authors' code feeds the convolution [max, mean] and normalises it; several others use [mean, max] without a BatchNorm.
     """
     _check(x, weight, bias, norm, order, spatial_gate, max_grad)
     _checks.choice("gate", gate, reference.GATES)
