@@ -139,7 +139,8 @@ def combine_logits_grad(dlogits_ptr, logits_ptr, part_ptr, n, slots, C, GATE: tl
 def gate_bwd_channel_kernel(
     g_ptr, x_ptr, logits_ptr, residual_ptr, stats_ptr, dstats_ptr, saux_ptr, extra_ptr, part_ptr, counter_ptr, da_ptr, dx_ptr, dlogits_ptr,
     C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
-    GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, STORE_DX: tl.constexpr, HAS_STATS: tl.constexpr, EVEN: tl.constexpr, HAS_EXTRA: tl.constexpr,
+    GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, STORE_DX: tl.constexpr,
+    HAS_STATS: tl.constexpr, EVEN: tl.constexpr, HAS_EXTRA: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dlogits_nc = f'(logits_nc) sum over p of x_ncp du_ncp + extra_nc, du = da, or with HAS_STATS the gradient that comes back from the spatial
@@ -236,9 +237,9 @@ def gate_bwd_input_kernel(
     g_ptr, x_ptr, logits_ptr, spatial_ptr, residual_ptr, stats_ptr, dstats_ptr, saux_ptr, z_ptr, dz_ptr, aux_ptr, w_ptr, dpixel_ptr, dx_ptr,
     C_V, HW_V, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
     GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr, COMBINE: tl.constexpr,
-    HAS_G: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, NEED_X: tl.constexpr, HAS_STATS: tl.constexpr, SPATIAL_EVEN: tl.constexpr,
-    AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
-    HAS_PIXEL: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, NEED_X: tl.constexpr, HAS_STATS: tl.constexpr,
+    SPATIAL_EVEN: tl.constexpr, AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr,
+    EVEN: tl.constexpr, HAS_PIXEL: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx_ncp = da_ncp (gates)_ncp                              HAS_G: what comes through the gate
              + f(logits_nc) du_ncp                              HAS_STATS: through the spatial statistics of x f(logits)

@@ -58,9 +58,9 @@ def pixel_gate_fwd_kernel(
 @triton.jit
 def pixel_gate_bwd_kernel(
     g_ptr, x_ptr, w_ptr, logits_ptr, q_ptr, residual_ptr, da_ptr, dx_ptr, dq_ptr, dw_part_ptr, ds_part_ptr, counter_ptr, dlogits_ptr,
-    C_V, HW_V, groups, VEC_C: tl.constexpr, VEC_P: tl.constexpr, GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, COMBINE: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, STORE_DX: tl.constexpr, RESIDENT: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    C_V, HW_V, groups, VEC_C: tl.constexpr, VEC_P: tl.constexpr, GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr,
+    COMBINE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, STORE_DX: tl.constexpr,
+    RESIDENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dq_np = h'(q_np) sum over c of da_ncp x_ncp (share of q); dw_part = sum over p of x_ncp dq_np.
     HAS_CHANNEL: dlogits_nc = f'(logits_nc) sum over p of da_ncp x_ncp (share of s), through ds_part as in gate_bwd_column_kernel.

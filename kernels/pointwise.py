@@ -156,7 +156,7 @@ def running_max(value, index, mask, top, aux, EVEN: tl.constexpr):
 
 @triton.jit
 def shared_grad(value, top, g, count):
-    """The gradient of a maximum whose ties share it: g / count where value attains top. As in torch's amax, a product: NaN in top or g is everywhere."""
+    """The gradient of a maximum whose ties share it: g / count where value attains top; a product, as in torch's amax, so NaN in top or g spreads."""
     share = tl.where(top == top, g / count, float("nan"))
     return share * (value == top).to(share.dtype)
 

@@ -107,14 +107,13 @@ def _spatial_shapes(c: int, p: Params) -> dict[str, tuple[int, ...]]:
     return {"weight": (1, 2, p["k"], p["k"])}
 
 
-def _fused(name: str, *options: str, **fixed: Any) -> Callable[..., Tensor]:
-    """tritattn's op of that name; `options` are the params that it takes, `fixed` its other arguments."""
+def _fused(name: str, *options: str) -> Callable[..., Tensor]:
+    """tritattn's op of that name; `options` are the params that it takes."""
 
     def call(x: Tensor, w: Weights, p: Params, **epilogue: Any) -> Tensor:
         from tritattn import ops
 
-        arguments = {**w, **{name: p[name] for name in options}, **fixed, **epilogue}
-        return getattr(ops, name)(x, **arguments)
+        return getattr(ops, name)(x, **w, **{option: p[option] for option in options}, **epilogue)
 
     return call
 

@@ -11,7 +11,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +58,18 @@ class GraphLane(Lane):
     def __init__(self, call: Calls, sets: int):
         super().__init__(call, sets)
         self.graph = torch.cuda.CUDAGraph()
-        with no_gc(), torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
-            # every set's results are alive until the end, so that each set writes to memory of its own
-            kept = [call(i) for i in range(sets)]
-        del kept
+        pool = torch.cuda.graph_pool_handle()
+        try:
+            with no_gc(), torch.cuda.graph(self.graph, pool=pool, stream=torch.cuda.current_stream()):
+                # every set's results are alive until the end, so that each set writes to memory of its own
+                kept = [call(i) for i in range(sets)]
+            del kept
+        except BaseException:
+            # Until torch 2.12 the allocator goes on believing in a capture that could not be ended, and never gives memory back again
+            # (pytorch#180395). Where it does know better, this raises.
+            with suppress(Exception):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
 
     def run(self) -> None:
         self.graph.replay()

@@ -8,9 +8,11 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +53,27 @@ def ask(module: str, questions: Iterable[dict[str, Any]], **variables: str) -> I
     """Answers of a worker process, in order; once it has died, {"unavailable": why} for the rest."""
     variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **variables}
     command = [sys.executable, "-m", module]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, text=True, **pipes)  # type: ignore[call-overload]
-    try:
-        for question in questions:
-            line = ""
-            try:
-                worker.stdin.write(json.dumps(question) + "\n")
-                worker.stdin.flush()
-                line = worker.stdout.readline()
-            except BrokenPipeError:
-                pass
-            yield json.loads(line) if line else {"unavailable": f"{module} ended with exit status {worker.wait()}"}
-    finally:
-        worker.kill()
-        worker.wait()
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, text=True, **pipes)
+        assert worker.stdin and worker.stdout
+        try:
+            for question in questions:
+                line = ""
+                with suppress(BrokenPipeError):
+                    worker.stdin.write(json.dumps(question) + "\n")
+                    worker.stdin.flush()
+                    line = worker.stdout.readline()
+                if line:
+                    yield json.loads(line)
+                else:
+                    worker.wait()
+                    errors.seek(0)
+                    last = next(reversed(errors.read().split("\n")[:-1]), "")
+                    yield {"unavailable": f"{module} ended with exit status {worker.returncode}: {last}"[:300]}
+        finally:
+            worker.kill()
+            worker.wait()
 
 
 def plan(op_names: Sequence[str], sites: Sequence[Site], layouts: Sequence[str], dtype: str) -> list[Case]:
@@ -106,29 +114,26 @@ def traffic(
     with Writer(path, TRAFFIC, environment("cpu"), resume=resume) as writer, Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=6 * len(cases))
 
-        def missing(cases: Sequence[Case], provider: str) -> Iterator[Case]:
-            """The cases to do, until the budget is spent."""
-            for case in cases:
-                if all(writer.has(row) for row in rows(case, provider, {})):
-                    progress.advance(task, 2)
-                elif budget is None or time.monotonic() - started < budget:
-                    progress.update(task, description=f"{case.op_name} {case.layout}")
-                    yield case
+        def missing(cases: Sequence[Case], provider: str) -> list[Case]:
+            found = [case for case in cases if not all(writer.has(row) for row in rows(case, provider, {}))]
+            progress.advance(task, 2 * (len(cases) - len(found)))
+            return found
 
         # Both workers take seconds per case; each has a thread here that feeds it, and this one alone writes.
         answers: queue.Queue[tuple[Case, str, Answers] | None] = queue.Queue()
 
-        def feed(provider: str, module: str, questions: list[tuple[Case, dict[str, Any]]], variables: dict[str, str]) -> None:
+        def feed(provider: str, module: str, cases: list[Case], interpret: str) -> None:
+            asked: list[Case] = []
+
+            def questions() -> Iterator[dict[str, Any]]:
+                for case in cases:
+                    if budget is not None and time.monotonic() - started >= budget:
+                        return
+                    asked.append(case)
+                    yield {"case": dataclasses.asdict(case), "batch": TILES_FOR}
+
             try:
-                within = (q for q in questions if budget is None or time.monotonic() - started < budget)
-                asked: list[Case] = []
-
-                def lines() -> Iterator[dict[str, Any]]:
-                    for case, question in within:
-                        asked.append(case)
-                        yield question
-
-                for answer in ask(module, lines(), **variables):
+                for answer in ask(module, questions(), TRITON_INTERPRET=interpret):
                     answers.put((asked[-1], provider, answer))
             finally:
                 answers.put(None)
@@ -137,15 +142,10 @@ def traffic(
             for row in rows(case, "eager", eager(case)):
                 writer.write(row)
             progress.advance(task, 2)
-        interpret = [(c, {"case": dataclasses.asdict(c), "batch": TILES_FOR}) for c in missing(cases, "tritattn")]
-        generate = [(c, {"case": dataclasses.asdict(c)}) for c in missing(large, "compile")]
-        feeders = [
-            threading.Thread(target=feed, args=("tritattn", "perf.interpret", interpret, {"TRITON_INTERPRET": "1"}), daemon=True),
-            threading.Thread(target=feed, args=("compile", "perf.inductor", generate, {"TRITON_INTERPRET": "0"}), daemon=True),
-        ]
-        for feeder in feeders:
-            feeder.start()
-        running = len(feeders)
+        work = [("tritattn", "perf.interpret", missing(cases, "tritattn"), "1"), ("compile", "perf.inductor", missing(large, "compile"), "0")]
+        for arguments in work:
+            threading.Thread(target=feed, args=arguments, daemon=True).start()
+        running = len(work)
         while running:
             item = answers.get()
             if item is None:

@@ -4,11 +4,12 @@ import csv
 import io
 
 import pytest
+from rich.console import Console
+
 from perf import sweep, timing
 from perf.cases import make_case
 from perf.providers import offers
 from perf.shapes import Site
-from rich.console import Console
 
 PROVIDERS = ("eager", "compile", "tritattn", "timm", "torchvision")
 

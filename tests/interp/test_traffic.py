@@ -1,10 +1,9 @@
 """What the kernels move and how often they are launched: numbers that no noise touches, held to the bars that the ops promise.
 
-Small maps with rows of whole sectors; tiles as they are chosen for a batch of 256. The CSV of `python -m perf traffic` has the stages of SE-ResNet-50.
+Small maps with rows of whole sectors; tiles as they are chosen for a batch of 256. `python -m perf traffic` counts the stages of SE-ResNet-50.
 """
 
 import pytest
-
 import torch
 
 from perf.cases import make_case

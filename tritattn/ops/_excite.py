@@ -135,7 +135,8 @@ def _weight_grads(
 
 
 def linear(
-    m: Map, left: Tensor, right: Tensor, out: Tensor, sizes: tuple[int, int, int], *, a: tuple[int, int, int], b: tuple[int, int], to: tuple[int, int],
+    m: Map, left: Tensor, right: Tensor, out: Tensor, sizes: tuple[int, int, int], *, a: tuple[int, int, int], b: tuple[int, int],
+    to: tuple[int, int],
     q: int = 1, a_div: int = 1, activation: str = "none", bias: Tensor | None = None, scale: int = 1, h: Tensor | None = None, grad: str = "none",
     total: Tensor | None = None,
 ) -> None:  # fmt: skip

@@ -240,9 +240,8 @@ def gate_backward_input(
     even = spec.max_grad == "even"
     rows = pool_rows(spec.pools) if pooled else NO_POOLS
     maximum = rows["MAX_AT"] >= 0 or rows["MIX_AT"] >= 0
-    need_x = (
-        args["ACTIVATION"] != "none" or combine == "max" or (even and (statistics is not None or maximum)) or rows["LP_AT"] >= 0 or rows["LSE_AT"] >= 0
-    )
+    shared = even and (statistics is not None or maximum)
+    need_x = args["ACTIVATION"] != "none" or combine == "max" or shared or rows["LP_AT"] >= 0 or rows["LSE_AT"] >= 0
     kernels().gate_bwd_input_kernel[(programs,)](
         x_ptr=m.x, logits_ptr=logits, spatial_ptr=spatial, stats_ptr=stats, dstats_ptr=dstats, saux_ptr=saux, z_ptr=z, dz_ptr=dz, aux_ptr=aux,
         w_ptr=w, dpixel_ptr=dq, dx_ptr=dx, **m.args, **args, **rows, K=dz.shape[1] if dz is not None else 1, ROWS=z.shape[1] if z is not None else 1,

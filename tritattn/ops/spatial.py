@@ -271,7 +271,8 @@ def _attend(
     folded: tuple[Tensor | None, ...] = (None,) * 4
     if norm is not None and _plain_norm(norm):
         folded = (norm.weight, norm.bias, norm.running_mean, norm.running_var)  # type: ignore[attr-defined]
-        spec = spec._replace(eps=repr(norm.eps))  # type: ignore[attr-defined]
+        (eps,) = {norm.eps}  # type: ignore[attr-defined]  # through a set, since dynamo has no repr of a float that it takes for dynamic
+        spec = spec._replace(eps=repr(eps))
         norm = None
     elif norm is not None and norm.weight is not None and norm.weight.dtype != reference.accumulator(x.dtype):  # type: ignore[attr-defined]
         spec = spec._replace(out=str(norm.weight.dtype).removeprefix("torch."))  # type: ignore[attr-defined]
