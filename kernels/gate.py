@@ -239,7 +239,8 @@ def gate_bwd_input_kernel(
     GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr, COMBINE: tl.constexpr,
     HAS_G: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, NEED_X: tl.constexpr, HAS_STATS: tl.constexpr,
     SPATIAL_EVEN: tl.constexpr, AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr,
-    EVEN: tl.constexpr, HAS_PIXEL: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    EVEN: tl.constexpr, HAS_PIXEL: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx_ncp = da_ncp (gates)_ncp                              HAS_G: what comes through the gate
              + f(logits_nc) du_ncp                              HAS_STATS: through the spatial statistics of x f(logits)
@@ -302,21 +303,28 @@ def gate_bwd_input_kernel(
 
 
 @triton.jit
-def broadcast_offsets(c, p, W, w_c, w_h, w_w, LARGE: tl.constexpr):
-    """Offsets inside one image of weights broadcast to [N, C, H, W] by strides (0 where they are broadcast)."""
-    h = p // W
-    w = p % W
-    if LARGE:
-        c = c.to(tl.int64)
-        h = h.to(tl.int64)
-        w = w.to(tl.int64)
-    return c * w_c + h * w_h + w * w_w
+def load_broadcast(
+    weights_ptr, image, offsets, n, c, p, mask, W, w_n, w_c, w_h, w_w, DENSE: tl.constexpr, LARGE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Weights of x's shape and layout (DENSE: then loads are as wide as x's), or broadcast to [N, C, H, W] by strides, 0 where they are broadcast."""
+    if DENSE:
+        weights_ptr += image
+    else:
+        h = p // W
+        w = p % W
+        if LARGE:
+            c = c.to(tl.int64)
+            h = h.to(tl.int64)
+            w = w.to(tl.int64)
+        weights_ptr += n.to(tl.int64) * w_n
+        offsets = c * w_c + h * w_h + w * w_w
+    return load_tile(weights_ptr, offsets, mask, ACC)
 
 
 @triton.jit
 def broadcast_gate_fwd_kernel(
     x_ptr, weights_ptr, residual_ptr, y_ptr, C_V, HW_V, W, w_n, w_c, w_h, w_w, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
-    GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
+    DENSE: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """y_nchw = a(x_nchw f(weights_nchw) + residual_nchw), weights of any shape broadcastable to x. A program owns one tile of one image."""
@@ -332,7 +340,8 @@ def broadcast_gate_fwd_kernel(
     image = image_offset(n, C, HW)
     offsets = tile_offsets(c, p, C, HW, CHANNELS_LAST, LARGE)
     y = load_tile(x_ptr + image, offsets, mask, ACC)
-    y *= gate_function(load_tile(weights_ptr + n.to(tl.int64) * w_n, broadcast_offsets(c, p, W, w_c, w_h, w_w, LARGE), mask, ACC), GATE)
+    t = load_broadcast(weights_ptr, image, offsets, n, c, p, mask, W, w_n, w_c, w_h, w_w, DENSE, LARGE, ACC)
+    y *= gate_function(t, GATE)
     if HAS_RESIDUAL:
         y += load_tile(residual_ptr + image, offsets, mask, ACC)
     tl.store(y_ptr + image + offsets, activation(y, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
@@ -341,7 +350,7 @@ def broadcast_gate_fwd_kernel(
 @triton.jit
 def broadcast_gate_bwd_kernel(
     g_ptr, x_ptr, weights_ptr, residual_ptr, da_ptr, dx_ptr, dweights_ptr, C_V, HW_V, W, w_n, w_c, w_h, w_w,
-    VEC_C: tl.constexpr, VEC_P: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    VEC_C: tl.constexpr, VEC_P: tl.constexpr, DENSE: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     STORE_DA: tl.constexpr, STORE_DX: tl.constexpr, STORE_DW: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -358,7 +367,7 @@ def broadcast_gate_bwd_kernel(
     image = image_offset(n, C, HW)
     offsets = tile_offsets(c, p, C, HW, CHANNELS_LAST, LARGE)
     x = load_tile(x_ptr + image, offsets, mask, ACC)
-    t = load_tile(weights_ptr + n.to(tl.int64) * w_n, broadcast_offsets(c, p, W, w_c, w_h, w_w, LARGE), mask, ACC)
+    t = load_broadcast(weights_ptr, image, offsets, n, c, p, mask, W, w_n, w_c, w_h, w_w, DENSE, LARGE, ACC)
     factor = gate_function(t, GATE)
     da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
     if STORE_DX:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,24 +19,22 @@ def floating(name: str, t: Tensor) -> None:
         raise TypeError(f"{name}: got a {t.layout} tensor, expected a dense one")
 
 
-def feature_map(x: Tensor, *, ranks: Collection[int] = (4,), name: str = "x") -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: got {type(x).__name__}, expected a tensor")
-    floating(name, x)
+def feature_map(x: Tensor, *, ranks: Collection[int] = (4,)) -> None:
+    required("x", x)
+    floating("x", x)
     if x.dim() not in ranks:
         expected = {3: "[N, C, L]", 4: "[N, C, H, W]", 5: "[N, C, D, H, W]"}
-        raise ValueError(f"{name}: got shape {list(x.shape)}, expected {' or '.join(expected[r] for r in sorted(ranks))}")
+        raise ValueError(f"x: got shape {list(x.shape)}, expected {' or '.join(expected[r] for r in sorted(ranks))}")
     for size in x.shape[1:]:
         if size == 0:
-            raise ValueError(f"{name}: got shape {list(x.shape)}, expected at least one channel and one position (an empty batch is fine)")
+            raise ValueError(f"x: got shape {list(x.shape)}, expected at least one channel and one position (an empty batch is fine)")
 
 
 def parameter(name: str, t: Tensor | None, x: Tensor, *shapes: tuple[int, ...]) -> None:
     """A parameter of one of the accepted shapes, on x's device; its dtype may differ from x's."""
     if t is None:
         return
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name}: got {type(t).__name__}, expected a tensor")
+    required(name, t)
     floating(name, t)
     # size by size: under dynamic shapes dynamo's `in` does not see that a symbol equals the number it was specialised to
     if not any(len(s) == t.dim() and all(a == b for a, b in zip(t.shape, s, strict=True)) for s in shapes):
@@ -44,16 +43,17 @@ def parameter(name: str, t: Tensor | None, x: Tensor, *shapes: tuple[int, ...]) 
         raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of x")
 
 
-def required(name: str, t: Tensor | None) -> None:
-    if t is None:
-        raise TypeError(f"{name}: got None, expected a tensor")
+def required(name: str, t: Any) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name}: got {type(t).__name__}, expected a tensor")
 
 
 def residual(t: Tensor | None, x: Tensor) -> None:
     """Of x's shape, dtype and device: the gated map is x's dtype, and nothing is cast silently."""
     if t is None:
         return
-    feature_map(t, ranks=(x.dim(),), name="residual") if t.dim() == x.dim() else None
+    required("residual", t)
+    floating("residual", t)
     if t.shape != x.shape:
         raise ValueError(f"residual: got shape {list(t.shape)}, expected {list(x.shape)}, the shape of x")
     if t.dtype != x.dtype:
@@ -71,7 +71,7 @@ def layer(name: str, w: Tensor | None, x: Tensor, rows: int | None, columns: int
     """A linear layer's weight [rows, columns] or 1x1 convolution's [rows, columns, 1, ...]; returns its rows."""
     required(name, w)
     assert w is not None
-    found = w.shape[0] if isinstance(w, Tensor) and w.dim() >= 2 else 0
+    found = w.shape[0] if w.dim() >= 2 else 0
     expected = found if rows is None and found > 0 else rows or 1
     parameter(name, w, x, *((expected, columns) + (1,) * extra for extra in range(4)))
     return expected

@@ -73,7 +73,7 @@ class Map:
         """t in this map's layout; a copy only where it has another one."""
         if t is None or t.stride() == self.x.stride() or (t.movedim(1, -1) if self.channels_last else t).is_contiguous():
             return t
-        return torch.empty_like(self.x).copy_(t)
+        return torch.empty_like(self.x, dtype=t.dtype).copy_(t)
 
     def empty(self) -> Tensor:
         return torch.empty_like(self.x)

@@ -193,8 +193,9 @@ def ese(
     hard sigmoid; HGNet's is the sigmoid.
     """
     _common(x, residual, activation, gate)
-    kind = mlp_kind(x, None, None, w, b, "none")
-    return channel_gate(x, None, None, w, b, residual, spec=Spec("avg", kind, "none", gate, activation=activation))
+    _checks.layer("w", w, x, x.shape[1], x.shape[1])
+    _checks.parameter("b", b, x, (x.shape[1],))
+    return channel_gate(x, None, None, w, b, residual, spec=Spec("avg", "fc", "none", gate, activation=activation))
 
 
 def eca(

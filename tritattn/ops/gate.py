@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +18,21 @@ from ._launch import Cotangent, Map, gate_backward_channel, gate_backward_column
 # to x by strides.
 
 
-def _broadcast(x: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, int]]:
-    """weights expanded to x and its strides with the last spatial dimension apart from the others; a copy only where the others do not merge."""
-    wide = weights.expand(x.shape)
-    n, c, last = x.shape[0], x.shape[1], x.shape[-1]
-    try:
-        wide = wide.view(n, c, -1, last)
-    except RuntimeError:
-        wide = wide.reshape(n, c, -1, last)
-    return wide, dict(zip(("w_n", "w_c", "w_h", "w_w"), wide.stride(), strict=True), W=last)
+def _broadcast(m: Map, weights: Tensor) -> dict[str, Any]:
+    """The kernels' arguments for weights broadcast to the map: those of its shape in its layout, others by their strides, with the last spatial
+    dimension apart from the others; a copy only where the others do not merge."""
+    dense = weights.shape == m.x.shape
+    last = m.x.shape[-1]
+    wide = m.same(weights) if dense else weights.expand(m.x.shape)
+    assert wide is not None
+    strides = (0, 0, 0, 0)
+    if not dense:
+        try:
+            wide = wide.view(m.n, m.c, -1, last)
+        except RuntimeError:
+            wide = wide.reshape(m.n, m.c, -1, last)
+        strides = wide.stride()
+    return dict(zip(("w_n", "w_c", "w_h", "w_w"), strides, strict=True), W=last, DENSE=dense, weights_ptr=wide)
 
 
 def _launch(x, logits, spatial, weights, residual, spec: Spec) -> tuple[Tensor, ...]:
@@ -33,12 +40,11 @@ def _launch(x, logits, spatial, weights, residual, spec: Spec) -> tuple[Tensor, 
     if weights is None:
         return (gate_forward(m, _dense(logits), _dense(spatial), residual, spec),)
     y = m.empty()
-    wide, strides = _broadcast(m.x, weights)
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
     kernels().broadcast_gate_fwd_kernel[(programs,)](
-        m.x, wide, m.same(residual), y, **m.args, **strides, GATE=spec.gate, HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
-        BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        x_ptr=m.x, residual_ptr=m.same(residual), y_ptr=y, **m.args, **_broadcast(m, weights), GATE=spec.gate,
+        HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
     )  # fmt: skip
     return (m.output(y),)
 
@@ -70,14 +76,13 @@ def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequen
 
 
 def _broadcast_backward(m: Map, weights: Tensor, spec: Spec, cotangent: Cotangent, dx: Tensor | None, need: bool) -> Tensor | None:
-    wide, strides = _broadcast(m.x, weights)
     # summed over the broadcast dimensions by torch, so kept in the accumulator's dtype where there is something to sum
     whole = weights.shape == m.x.shape
     dw = torch.empty_like(m.x, dtype=weights.dtype if whole else m.acc) if need else None
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
     kernels().broadcast_gate_bwd_kernel[(programs,)](
-        x_ptr=m.x, weights_ptr=wide, da_ptr=cotangent.da, dx_ptr=dx, dweights_ptr=dw, **m.args, **strides, **cotangent.args(), GATE=spec.gate,
+        x_ptr=m.x, da_ptr=cotangent.da, dx_ptr=dx, dweights_ptr=dw, **m.args, **_broadcast(m, weights), **cotangent.args(), GATE=spec.gate,
         STORE_DA=cotangent.da is not None, STORE_DX=dx is not None, STORE_DW=need, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
         num_warps=config.num_warps,
     )  # fmt: skip
@@ -126,8 +131,7 @@ def gate(x: Tensor, weights: Tensor, *, gate: str = "none", residual: Tensor | N
     _checks.residual(residual, x)
     _checks.choice("gate", gate, reference.GATES)
     _checks.choice("activation", activation, reference.ACTIVATIONS)
-    if not isinstance(weights, Tensor):
-        raise TypeError(f"weights: got {type(weights).__name__}, expected a tensor")
+    _checks.required("weights", weights)
     _checks.floating("weights", weights)
     if weights.device != x.device:
         raise ValueError(f"weights: got a tensor on {weights.device}, expected {x.device}, the device of x")

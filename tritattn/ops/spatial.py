@@ -238,10 +238,9 @@ spatial_gate = RelayGate(
 Norm = torch.nn.modules.batchnorm._BatchNorm
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, order: str, gate: str, max_grad: str) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, order: str, max_grad: str) -> None:
     _checks.feature_map(x)
     _checks.choice("order", order, ORDERS)
-    _checks.choice("gate", gate, reference.GATES)
     _checks.choice("max_grad", max_grad, MAX_GRADS)
     _checks.required("weight", weight)
     channels = 1 if order == "mix" else 2
@@ -305,7 +304,8 @@ def spatial_attention(
 
     Returns y, x's dtype, with the strides of torch.empty_like(x). Raises TypeError and ValueError naming the argument.
     """
-    _check(x, weight, bias, norm, order, gate, max_grad)
+    _check(x, weight, bias, norm, order, max_grad)
+    _checks.choice("gate", gate, reference.GATES)
     _checks.residual(residual, x)
     _checks.choice("activation", activation, reference.ACTIVATIONS)
     spec = Spec(spatial_gate=gate, order=order, max_grad=max_grad, activation=activation)
@@ -325,7 +325,8 @@ def cbam(
     w1, b1, w2, b2, pools, hidden, gate as in `channel_attention`; weight, bias, norm, order, spatial_gate as in `spatial_attention`; max_grad for
     both. The authors' code feeds the convolution [max, mean] and normalises it; several others use [mean, max] without a BatchNorm.
     """
-    _check(x, weight, bias, norm, order, spatial_gate, max_grad)
+    _check(x, weight, bias, norm, order, max_grad)
+    _checks.choice("spatial_gate", spatial_gate, reference.GATES)
     _checks.choice("gate", gate, reference.GATES)
     _checks.residual(residual, x)
     _checks.choice("activation", activation, reference.ACTIVATIONS)

@@ -1,0 +1,291 @@
+"""What is refused, before any launch and by the name of the argument; what is computed when little is asked for; and shapes, strides and dtypes at random."""
+
+import re
+
+import pytest
+import torch
+from cases import BY_NAME, DTYPES, LAYOUTS, MAIN, TAILS, VALUES, check, eager, fused, make, run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tritattn import ops, tuning
+
+X = torch.zeros(2, 4, 3, 5)
+W1, B1, W2, B2 = torch.zeros(2, 4), torch.zeros(2), torch.zeros(4, 2), torch.zeros(4)
+MLP = W1, B1, W2, B2
+PIXEL = torch.zeros(1, 4, 1, 1)
+KERNEL = torch.zeros(1, 2, 3, 3)
+CALLS = {
+    "se": lambda x=X, **more: ops.se(x, *MLP, **more),
+    "ese": lambda x=X, **more: ops.ese(x, torch.zeros(4, 4), **more),
+    "eca": lambda x=X, **more: ops.eca(x, torch.zeros(1, 1, 3), **more),
+    "cse": lambda x=X, **more: ops.cse(x, *MLP, **more),
+    "sse": lambda x=X, **more: ops.sse(x, PIXEL, **more),
+    "scse": lambda x=X, **more: ops.scse(x, *MLP, PIXEL, **more),
+    "channel_attention": lambda x=X, **more: ops.channel_attention(x, *MLP, **more),
+    "spatial_attention": lambda x=X, **more: ops.spatial_attention(x, KERNEL, **more),
+    "cbam": lambda x=X, **more: ops.cbam(x, *MLP, KERNEL, **more),
+    "gate": lambda x=X, **more: ops.gate(x, torch.zeros(1), **more),
+    "channel_statistics": lambda x=X, **more: ops.channel_statistics(x, **more),
+    "spatial_statistics": lambda x=X, **more: ops.spatial_statistics(x, **more),
+}
+GATED = [name for name in CALLS if not name.endswith("statistics")]
+
+
+def refused(error, argument, call):
+    with pytest.raises(error) as caught:
+        call()
+    assert re.match(rf"{argument}\b", str(caught.value)), f"{caught.value} does not name {argument}"
+    assert ": got " in str(caught.value)
+
+
+def quantised():
+    return torch.quantize_per_tensor(torch.zeros(2, 4, 3, 5), 0.1, 0, torch.quint8)
+
+
+BAD_MAPS = {
+    "list": (TypeError, [[1.0]]),
+    "none": (TypeError, None),
+    "integer": (TypeError, torch.zeros(2, 4, 3, 5, dtype=torch.int64)),
+    "bool": (TypeError, torch.zeros(2, 4, 3, 5, dtype=torch.bool)),
+    "complex": (TypeError, torch.zeros(2, 4, 3, 5, dtype=torch.complex64)),
+    "float8": (TypeError, torch.zeros(2, 4, 3, 5, dtype=torch.float8_e4m3fn)),
+    "sparse": (TypeError, torch.zeros(2, 4, 3, 5).to_sparse()),
+    "quantised": (TypeError, quantised),
+    "matrix": (ValueError, torch.zeros(2, 4)),
+    "rank 6": (ValueError, torch.zeros(1, 4, 1, 1, 1, 1)),
+    "no channels": (ValueError, torch.zeros(2, 0, 3, 5)),
+    "no positions": (ValueError, torch.zeros(2, 4, 0, 5)),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_MAPS)
+@pytest.mark.parametrize("name", CALLS)
+def test_map(name, bad, launches):
+    error, x = BAD_MAPS[bad]
+    refused(error, "x", lambda: CALLS[name](x() if callable(x) else x))
+    assert not launches
+
+
+@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics"])
+def test_map_of_another_rank(name, launches):
+    for shape in ((2, 4, 3), (2, 4, 3, 5, 2)):
+        refused(ValueError, "x", lambda shape=shape: CALLS[name](torch.zeros(shape)))
+    assert not launches
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_epilogue(name, launches):
+    call = CALLS[name]
+    refused(ValueError, "residual", lambda: call(residual=torch.zeros(2, 4, 5, 3)))
+    refused(ValueError, "residual", lambda: call(residual=torch.zeros(4, 3, 5)))
+    refused(TypeError, "residual", lambda: call(residual=torch.zeros(2, 4, 3, 5, dtype=torch.float64)))
+    refused(TypeError, "residual", lambda: call(residual=torch.zeros(2, 4, 3, 5).to_sparse()))
+    refused(TypeError, "residual", lambda: call(residual=torch.zeros(2, 4, 3, 5, dtype=torch.complex64)))
+    refused(TypeError, "residual", lambda: call(residual=1.0))
+    refused(ValueError, "residual", lambda: call(residual=torch.zeros(2, 4, 3, 5, device="meta")))
+    refused(ValueError, "activation", lambda: call(activation="tanh"))
+    refused(ValueError, "gate", lambda: call(gate="softmax"))
+    assert not launches
+
+
+OPTIONS = {
+    "se": {"pool": "max", "hidden": "tanh", "max_grad": "last"},
+    "eca": {"padding": "reflect"},
+    "cse": {"hidden": "tanh"},
+    "scse": {"combine": "mean", "hidden": "tanh"},
+    "channel_attention": {"pools": ("avg", "median"), "hidden": "tanh", "max_grad": "last"},
+    "spatial_attention": {"order": "mean", "max_grad": "last"},
+    "cbam": {"order": "mean", "max_grad": "last", "spatial_gate": "softmax", "hidden": "tanh", "pools": ()},
+    "channel_statistics": {"pools": "avg", "max_grad": "last"},
+    "spatial_statistics": {"kinds": ("mean", "min"), "max_grad": "last"},
+}
+
+
+@pytest.mark.parametrize(("name", "option", "value"), [(n, o, v) for n, options in OPTIONS.items() for o, v in options.items()])
+def test_option(name, option, value, launches):
+    refused(ValueError, option, lambda: CALLS[name](**{option: value}))
+    assert not launches
+
+
+def test_pools_that_exclude_each_other():
+    for pools in (("avg", "avg"), ("avg", "avg_max"), "max", ()):
+        refused(ValueError, "pools", lambda pools=pools: ops.channel_statistics(X, pools))
+    for kinds in ("max", ()):
+        refused(ValueError, "kinds", lambda kinds=kinds: ops.spatial_statistics(X, kinds))
+
+
+def test_a_gate_takes_no_epilogue():
+    for more in ({"residual": X}, {"activation": "relu"}):
+        refused(ValueError, "apply", lambda more=more: ops.channel_attention(X, *MLP, apply=False, **more))
+        refused(ValueError, "apply", lambda more=more: ops.spatial_attention(X, KERNEL, apply=False, **more))
+
+
+# argument -> calls whose error must name it
+PARAMETERS = {
+    "w1": [
+        lambda: ops.se(X, torch.zeros(2, 5), B1, W2, B2),
+        lambda: ops.se(X, torch.zeros(8), B1, W2, B2),
+        lambda: ops.se(X, torch.zeros(0, 4), B1, W2, B2),
+        lambda: ops.cbam(X, torch.zeros(2, 5), B1, W2, B2, KERNEL),
+        lambda: ops.scse(X, torch.zeros(2, 5, 1, 1), B1, W2, B2, PIXEL),
+        lambda: ops.channel_attention(X, torch.zeros(2, 4, 3, 3), B1, W2, B2),
+    ],
+    "b1": [
+        lambda: ops.se(X, W1, torch.zeros(3), W2, B2),
+        lambda: ops.se(X, W1, torch.zeros(2, 1), W2, B2),
+        lambda: ops.channel_attention(X, None, B1, torch.zeros(4, 4), B2),
+    ],
+    "w2": [lambda: ops.se(X, W1, B1, torch.zeros(2, 4), B2), lambda: ops.channel_attention(X, None, None, torch.zeros(4, 3), B2)],
+    "b2": [lambda: ops.se(X, W1, B1, W2, torch.zeros(2)), lambda: ops.cbam(X, W1, B1, W2, torch.zeros(1), KERNEL)],
+    "w": [
+        lambda: ops.ese(X, torch.zeros(4, 2)),
+        lambda: ops.eca(X, torch.zeros(1, 1, 4)),
+        lambda: ops.eca(X, torch.zeros(1, 2, 3)),
+        lambda: ops.eca(X, torch.zeros(3)),
+        lambda: ops.sse(X, torch.zeros(4)),
+        lambda: ops.sse(X, torch.zeros(1, 3, 1, 1)),
+        lambda: ops.scse(X, *MLP, torch.zeros(4, 1, 1, 1)),
+    ],
+    "b": [
+        lambda: ops.ese(X, torch.zeros(4, 4), torch.zeros(1)),
+        lambda: ops.eca(X, torch.zeros(1, 1, 3), torch.zeros(4)),
+        lambda: ops.sse(X, PIXEL, torch.zeros(4)),
+        lambda: ops.scse(X, *MLP, PIXEL, torch.zeros(4)),
+    ],
+    "weight": [
+        lambda: ops.spatial_attention(X, torch.zeros(1, 2, 4, 4)),
+        lambda: ops.spatial_attention(X, torch.zeros(1, 2, 3, 5)),
+        lambda: ops.spatial_attention(X, torch.zeros(1, 1, 3, 3)),
+        lambda: ops.spatial_attention(X, KERNEL, order="mix"),
+        lambda: ops.spatial_attention(X, torch.zeros(2, 3, 3)),
+        lambda: ops.cbam(X, *MLP, torch.zeros(1, 2, 2, 2)),
+    ],
+    "bias": [lambda: ops.spatial_attention(X, KERNEL, torch.zeros(2)), lambda: ops.cbam(X, *MLP, KERNEL, torch.zeros(()))],
+    "norm": [
+        lambda: ops.spatial_attention(X, KERNEL, norm=torch.nn.BatchNorm2d(2)),
+        lambda: ops.cbam(X, *MLP, KERNEL, norm=torch.nn.LayerNorm(1)),
+        lambda: ops.cbam(X, *MLP, KERNEL, norm=torch.relu),
+    ],
+    "weights": [
+        lambda: ops.gate(X, torch.zeros(2, 4, 3)),
+        lambda: ops.gate(X, torch.zeros(1, 2, 4, 3, 5)),
+        lambda: ops.gate(X, torch.zeros(4, 4, 1, 1)),
+        lambda: ops.gate(X, 2.0),
+    ],
+}
+
+
+@pytest.mark.parametrize("argument", PARAMETERS)
+def test_parameter(argument, launches):
+    for call in PARAMETERS[argument]:
+        refused((ValueError, TypeError), argument, call)
+    assert not launches
+
+
+def _replacements():
+    """Every parameter of every op, replaced by what is no dense real floating-point tensor on x's device; and, where it is needed, by nothing."""
+    for op in MAIN:
+        for name, shape in op.shapes((2, 4, 3, 5)).items():
+            if name != "norm" and shape is not None:
+                for bad in ("integer", "complex", "sparse", "meta", "number"):
+                    yield pytest.param(op, name, bad, id=f"{op}-{name}-{bad}")
+
+
+@pytest.mark.parametrize(("op", "name", "bad"), list(_replacements()))
+def test_parameter_of_another_kind(op, name, bad, launches):
+    inputs = make(op, (2, 4, 3, 5))
+    value = inputs.params[name].detach()
+    wrong = {"integer": value.long(), "complex": value.to(torch.complex64), "sparse": value.to_sparse(), "meta": value.to("meta"), "number": 1.0}[bad]
+    shown = "w" if op.name == "ese" and name == "w2" else "b" if op.name == "ese" and name == "b2" else name
+    refused(ValueError if bad == "meta" else TypeError, "(w2|b2|w|b)" if shown != name else name, lambda: fused(op, inputs.x, {**inputs.params, name: wrong}))
+    assert not launches
+
+
+def test_parameter_that_is_needed(launches):
+    refused(TypeError, "w1", lambda: ops.se(X, None, None, W2, B2))
+    refused(TypeError, "w2", lambda: ops.se(X, W1, B1, None, B2))
+    refused(TypeError, "w", lambda: ops.eca(X, None))
+    refused(TypeError, "w", lambda: ops.sse(X, None))
+    refused(TypeError, "weight", lambda: ops.spatial_attention(X, None))
+    assert not launches
+
+
+# -- only what is asked for ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["none", "silu"])
+@pytest.mark.parametrize("op", MAIN, ids=str)
+def test_frozen(op, activation, launches):
+    """One tensor at a time needs a gradient: it is right, and passes over the map are made for the map's gradient alone, the residual's for nothing."""
+    if not op.epilogue and activation != "none":
+        pytest.skip("no activation")
+    shape = (2, 3, 3, 5)
+    for name in make(op, shape, residual=op.epilogue).tensors():
+        inputs = make(op, shape, residual=op.epilogue)
+        for other, t in inputs.tensors().items():
+            t.requires_grad_(other == name)
+        with torch.no_grad():
+            launches.clear()
+            fused(op, inputs.x, make(op, shape).params, inputs.residual, activation)
+            forward = len(launches)
+        launches.clear()
+        check(op, inputs, activation, [name])
+        backward = launches[forward:]
+        writes_dx = {"gate_bwd_input_kernel"} & set(backward)
+        assert not writes_dx or name == "x"
+        if name == "residual" and activation == "none":
+            assert not backward
+        if name in ("w2", "b2", "norm.weight", "norm.bias"):
+            assert backward.count("linear_kernel") <= 1
+        if name in ("w", "b", "weight", "bias", "weights"):
+            assert "linear_kernel" not in backward or op.name == "ese"
+
+
+@pytest.mark.parametrize("op", MAIN, ids=str)
+def test_nothing_to_differentiate(op):
+    inputs = make(op, (2, 3, 3, 5), residual=op.epilogue)
+    for t in inputs.tensors().values():
+        t.requires_grad_(False)
+    y = fused(op, inputs.x, inputs.params, inputs.residual)
+    assert not y.requires_grad and y.grad_fn is None
+
+
+def test_two_backward_passes_add_up():
+    op = BY_NAME["cbam"]
+    inputs = make(op, (2, 3, 3, 5))
+    y = fused(op, inputs.x, inputs.params)
+    y.sum().backward(retain_graph=True)
+    once = {name: t.grad.clone() for name, t in inputs.tensors().items()}
+    y.sum().backward()
+    for name, t in inputs.tensors().items():
+        torch.testing.assert_close(t.grad, 2 * once[name])
+
+
+# -- at random ----------------------------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def arbitrary(draw):
+    op = draw(st.sampled_from(MAIN))
+    spatial = draw(st.integers(1, 3)) if len(op.ranks) > 1 else 2
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 6)), *(draw(st.integers(1, 6 // spatial + 2)) for _ in range(spatial)))
+    dtype = DTYPES[draw(st.sampled_from(sorted(DTYPES)))]
+    values = draw(st.sampled_from(["random", "ties", "zero"]))
+    inputs = make(op, shape, dtype=dtype, layout=draw(st.sampled_from(sorted(LAYOUTS))), values=values, residual=op.epilogue and draw(st.booleans()))
+    activation = draw(st.sampled_from(sorted(TAILS))) if op.epilogue else "none"
+    tiles = draw(st.sampled_from([{}, {"block_c": 2, "block_p": 4, "splits": 2}, {"block_c": 8, "block_p": 2, "splits": 5}]))
+    return op, inputs, activation, tiles
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(arbitrary())
+def test_anything(case):
+    op, inputs, activation, tiles = case
+    norm = inputs.params.get("norm")
+    if norm is not None and norm.training and inputs.x.shape[0] * inputs.x.shape[2:].numel() == 1:
+        return  # torch's BatchNorm refuses a single value
+    with tuning.forced(**tiles):
+        got = check(op, inputs, activation)
+    if op.epilogue:
+        assert got["y"].stride() == torch.empty_like(inputs.x).stride()
