@@ -385,7 +385,7 @@ def check(op: Op, inputs: Inputs, activation: str = "none", wanted: Collection[s
     n, *rest = inputs.x.shape
     norm = inputs.params.get("norm")
     # a BatchNorm that computes rounds the spatial logits, and their gradient, to its own dtype
-    rounded = {accumulator, norm.weight.dtype} if norm is not None and norm.training else {accumulator}
+    rounded = {accumulator} | ({t.dtype for t in norm.parameters()} if norm is not None and norm.training else set())
     summed = max(rounded, key=lambda dtype: torch.finfo(dtype).eps)
     kinds = {name: t.dtype for name, t in (inputs.tensors() | inputs.buffers()).items()}
     gradients = [t for name, t in expected.items() if name in inputs.tensors() and name not in ("x", "residual")]

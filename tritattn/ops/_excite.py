@@ -51,7 +51,7 @@ def forward(
 ) -> Excited:
     """One launch while the excite's weights are under a quarter of an image's bytes; then the last program of an image does the excite.
     Otherwise the excite follows, batched over images, so that weights are not read once per image; not with `one_launch`."""
-    w1, w2 = matrix(w1), matrix(w2)
+    w1, b1, w2, b2 = (matrix(t) for t in (w1, b1, w2, b2))
     out = fake(m.x, w1, spec)
     k, rows, r = _sizes(w1, spec)
     config = m.config("channel")

@@ -25,7 +25,7 @@ def _broadcast(m: Map, weights: Tensor) -> dict[str, Any]:
     last = m.x.shape[-1]
     wide = m.same(weights) if dense else weights.expand(m.x.shape)
     assert wide is not None
-    strides = (0, 0, 0, 0)
+    strides: tuple[int, ...] = (0, 0, 0, 0)
     if not dense:
         try:
             wide = wide.view(m.n, m.c, -1, last)

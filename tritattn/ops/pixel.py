@@ -128,7 +128,7 @@ def _scse_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> S
                 assert dz is not None
                 found[0] = gate_backward_input(
                     m, spec, cotangent=cotangent, logits=excited.logits, spatial=q, combine=spec.combine, pooled=(excited.z, dz, excited.aux),
-                    pixel=(w, dq),
+                    pixel=(matrix(w), dq),
                 )  # fmt: skip
     if needs[7]:
         found[7] = cotangent.residual_grad(m, g, residual)
