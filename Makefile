@@ -46,12 +46,14 @@ lint: $(VENV)/installed ## Run ruff and mypy.
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# The tests get two thirds of the budget (SIGINT lets pytest still write its report), the sweep what they leave.
+# The tests get two thirds of the budget (SIGINT lets pytest still write its report), the sweep what they leave. Compiling kernels is most of the
+# tests' time, so eight workers where pytest-xdist is there.
 LIMIT := timeout --signal=INT --kill-after=10
 gpu: ## Test and time on this machine's GPU with PYTHON as it is, nothing installed: make gpu BUDGET=540 OUT=dir
 	@mkdir -p '$(OUT)'; start=$$(date +%s); \
+	workers=$$($(PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null); \
 	$(LIMIT) $$(($(BUDGET) * 2 / 3)) \
-	  $(PYTHON) -m pytest tests/gpu -q -m gpu --junitxml='$(OUT)/tests.xml' $(PYTEST_ARGS); tests=$$?; \
+	  $(PYTHON) -m pytest tests/gpu -q -m gpu $$workers --junitxml='$(OUT)/tests.xml' $(PYTEST_ARGS); tests=$$?; \
 	left=$$(($(BUDGET) - $$(date +%s) + start)); \
 	$(LIMIT) $$((left + 30)) $(PYTHON) -m perf sweep --csv '$(OUT)/sweep.csv' --budget $$left; sweep=$$?; \
 	printf '%-8s%-8s%s\n' '' '' '' step exit file tests $$tests '$(OUT)/tests.xml' sweep $$sweep '$(OUT)/sweep.csv'; \

@@ -14,10 +14,10 @@ def largest(*tensors: Tensor) -> float:
 def limit(expected: Tensor, eager: Tensor, terms: int, accumulator: torch.dtype, scale: float | None = None) -> float:
     """The largest error allowed: max(2 max(eps, eps_acc sqrt(terms)) max|expected|, 2 x the error of `eager`).
 
-    expected: the fp64 reference. eager: torch's own result in the accumulator's arithmetic on the same input, cast to the result's dtype, whose eps
-    is meant. terms: how many rounded steps one element of the result comes from. scale: instead of max|expected|, for a single number. It is never more
-    than 2 eps sqrt(terms) max|expected|, and for half precisions much less: these are accumulated in fp32, with eps_acc, and rounded once or twice on
-    the way out.
+    expected: the fp64 reference. eager: torch's own result in the accumulator's arithmetic on the same input, cast to the result's dtype, whose
+    eps is meant. terms: how many rounded steps one element of the result comes from. scale: instead of max|expected|, for a single number. It is
+    never more than 2 eps sqrt(terms) max|expected|, and for half precisions much less: these are accumulated in fp32, with eps_acc, and rounded
+    once or twice on the way out.
     """
     finite = expected.isfinite() & eager.isfinite()
     if not finite.any():

@@ -6,7 +6,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -123,7 +123,10 @@ def _lasting_zeros(count: int, device: torch.device) -> Tensor:
         return other.submit(make).result()
 
 
-def matrix(w: Tensor | None) -> Tensor | None:
+Parameter = TypeVar("Parameter", Tensor, Tensor | None)
+
+
+def matrix(w: Parameter) -> Parameter:
     """A weight whose memory is row-major."""
     return w if w is None or w.is_contiguous() else w.contiguous()
 
