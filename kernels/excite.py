@@ -118,3 +118,35 @@ def linear_kernel(
     if HAS_SUM:
         if tl.program_id(0) < blocks_j:
             tl.store(sum_ptr + j, (bias_scale * total).to(sum_ptr.dtype.element_ty), mask=j < J)
+
+
+@triton.jit
+def channel_convolution_bwd_kernel(
+    dlogits_ptr, z_ptr, w_ptr, dz_ptr, part_ptr, N, C, TAPS: tl.constexpr, CIRCULAR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """dz_nc = sum over j of w_j dlogits_n(c - j + TAPS // 2); part_bj = sum over n, c in block b of dlogits_nc z_n(c + j - TAPS // 2), and the sum of
+    dlogits alone at j = TAPS.
+
+    dlogits, z, dz [N, C]; part [blocks, TAPS + 1]. A program owns BLOCK_N images x BLOCK_C channels.
+    """
+    blocks_c = tl.cdiv(C, BLOCK_C)
+    n = (tl.program_id(0) // blocks_c * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
+    c = (tl.program_id(0) % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
+    inside = (n < N) & (c < C)
+    row = n.to(tl.int64) * C
+    dt = tl.load(dlogits_ptr + row + c, mask=inside, other=0.0)
+    dz = tl.zeros([BLOCK_N, BLOCK_C], ACC)
+    part_ptr += tl.program_id(0).to(tl.int64) * (TAPS + 1)
+    for j in range(TAPS):
+        back = c - j + TAPS // 2
+        ahead = c + j - TAPS // 2
+        if CIRCULAR:
+            back = (back + TAPS * C) % C
+            ahead = (ahead + TAPS * C) % C
+        shifted = tl.load(dlogits_ptr + row + back, mask=inside & (back >= 0) & (back < C), other=0.0)
+        dz += tl.load(w_ptr + j).to(ACC) * shifted
+        z = tl.load(z_ptr + row + ahead, mask=inside & (ahead >= 0) & (ahead < C), other=0.0)
+        tl.store(part_ptr + j, tl.sum(dt * z))
+    tl.store(part_ptr + TAPS, tl.sum(dt))
+    tl.store(dz_ptr + row + c, dz, mask=inside)

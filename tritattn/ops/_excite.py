@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference, tuning
@@ -99,7 +98,7 @@ def backward(
     dz: Tensor | None = None
     grads: list[Tensor | None] = [None] * 4
     if spec.kind in ("conv", "circular"):
-        return _convolution_backward(dlogits, w2, b2, saved.z[:, 0], spec.kind, needs, need_z)
+        return _convolution_backward(m, dlogits, w2, b2, saved.z, spec.kind, needs)
     image = rows * c
     if spec.kind == "fc":
         if need_z:
@@ -150,22 +149,19 @@ def linear(
 
 
 def _convolution_backward(
-    dlogits: Tensor, w: Tensor, b: Tensor | None, z: Tensor, kind: str, needs: Sequence[bool], need_z: bool
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients of the 1-D convolution along channels; a handful of numbers, so plain torch."""
+    m: Map, dlogits: Tensor, w: Tensor, b: Tensor | None, z: Tensor, kind: str, needs: Sequence[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """(dz [N, 1, C], gradients of w1, b1, w2, b2) of the 1-D convolution along channels."""
     taps = w.numel()
-    half = taps // 2
-
-    def windows(t: Tensor) -> Tensor:  # [N, C, taps]
-        if kind == "circular":
-            index = torch.arange(-half, t.shape[1] + half, device=t.device) % t.shape[1]
-            return t[:, index].unfold(1, taps, 1)
-        return F.pad(t, (half, half)).unfold(1, taps, 1)
-
+    block_n, block_c = min(tuning.power_of_two(m.n), 8), min(tuning.power_of_two(m.c), 256)
+    programs = -(-m.n // block_n) * -(-m.c // block_c)
+    dz, part = m.small(m.n, 1, m.c), m.small(programs, taps + 1)
+    kernels().channel_convolution_bwd_kernel[(programs,)](
+        dlogits, z, w, dz, part, m.n, m.c, TAPS=taps, CIRCULAR=kind == "circular", BLOCK_N=block_n, BLOCK_C=block_c, ACC=m.acc_tl
+    )  # fmt: skip
     grads: list[Tensor | None] = [None] * 4
-    if needs[2]:
-        grads[2] = (windows(z) * dlogits[..., None]).sum((0, 1)).to(w.dtype).view(w.shape)
-    if needs[3] and b is not None:
-        grads[3] = dlogits.sum().to(b.dtype).view(b.shape)
-    dz = (windows(dlogits) * w.to(dlogits.dtype).flatten().flip(0)).sum(-1)[:, None].contiguous() if need_z else None
+    if needs[2] or needs[3]:
+        total = part.sum(0)
+        grads[2] = total[:taps].to(w.dtype).view(w.shape)
+        grads[3] = None if b is None else total[taps:].to(b.dtype).view(b.shape)
     return dz, grads
