@@ -103,16 +103,23 @@ def excite(z: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b
 
 
 def finish(gated: Tensor, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-    """activation(gated + residual), rounded to x's dtype."""
+    """activation(gated + residual), rounded to x's dtype; gated is the caller's to overwrite."""
     if residual is not None:
         gated = gated + residual.to(gated.dtype)
-    return ACTIVATIONS[activation](gated).to(x.dtype)
+    # on a CPU another map costs more than the arithmetic on it
+    return (gated.relu_() if activation == "relu" else ACTIVATIONS[activation](gated)).to(x.dtype)
+
+
+def apply_factor(x: Tensor, factor: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    """activation(x * factor + residual), rounded to x's dtype; factor broadcastable to x and in the accumulator's dtype."""
+    wide = x.to(factor.dtype)
+    gated = wide * factor if residual is None else torch.addcmul(residual.to(factor.dtype), wide, factor)
+    return finish(gated, x, None, activation)
 
 
 def gate(x: Tensor, weights: Tensor, *, gate: str = "none", residual: Tensor | None = None, activation: str = "none") -> Tensor:
     """y = activation(x * f(weights) + residual), weights broadcastable to x."""
-    acc = accumulator(x.dtype)
-    return finish(x.to(acc) * GATES[gate](weights.to(acc)), x, residual, activation)
+    return apply_factor(x, GATES[gate](weights.to(accumulator(x.dtype))), residual, activation)
 
 
 def broadcast_channels(t: Tensor, x: Tensor) -> Tensor:

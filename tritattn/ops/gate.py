@@ -99,7 +99,7 @@ def _reference(x, logits, spatial, weights, residual, spec: Spec) -> tuple[Tenso
     if spatial is not None:
         q = reference.GATES[spec.spatial_gate](spatial.to(acc))
         factor = q if factor is None else factor * q
-    return (reference.finish(x.to(acc) * factor, x, residual, spec.activation),)
+    return (reference.apply_factor(x, factor, residual, spec.activation),)
 
 
 gate_family = Family(
