@@ -277,7 +277,7 @@ def arbitrary(draw):
     return op, inputs, activation, tiles
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(arbitrary())
 def test_anything(case):
     op, inputs, activation, tiles = case
