@@ -177,7 +177,7 @@ OPS = [
     _channel("ese", "ese", _fc(), {}, {"gate": "hard_sigmoid"}, "w2", main=True),
     _channel("ese-sigmoid", "ese", _fc(False), {"gate": "sigmoid"}, {}, "w2"),
     _eca("eca", 3, False, main=True),
-    _eca("eca-circular", 5, True, padding="circular"),
+    _eca("eca-circular", 9, True, padding="circular"),
     _eca("eca-wide", 9, True, gate="hard_sigmoid"),
     _sse("sse", True, main=True),
     _sse("sse-hard", False, gate="hard_sigmoid"),
