@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from cases import BY_NAME, OPS, VALUES, check, fused, make, run
 from interpreter import reversed_programs
+from tritattn.kernels.excite import arrive
 
 from tritattn import tuning
 
@@ -11,6 +14,21 @@ from tritattn import tuning
 CUT = {"block_c": 2, "block_p": 4, "splits": 2}
 # ranges without positions, and all channels in one tile
 EMPTY = {"block_c": 8, "block_p": 2, "splits": 16}
+
+
+@triton.jit
+def arrival_kernel(counter_ptr, last_ptr, TOTAL: tl.constexpr):
+    last = arrive(counter_ptr, TOTAL)
+    tl.store(last_ptr + tl.program_id(0), last.to(tl.int32))
+
+
+def test_one_program_is_the_last_to_arrive():
+    counter, last = torch.zeros(1, dtype=torch.int32), torch.empty(5, dtype=torch.int32)
+    arrival_kernel[(5,)](counter, last, TOTAL=5)
+    assert last.tolist() == [0, 0, 0, 0, 1] and counter.item() == 0
+    with reversed_programs():
+        arrival_kernel[(5,)](counter, last, TOTAL=5)
+    assert last.tolist() == [1, 0, 0, 0, 0] and counter.item() == 0
 
 
 def same_in_any_order(op, inputs, activation, got):
@@ -91,3 +109,10 @@ def test_excite_in_blocks_batched(name, launches):
     op = BY_NAME[name]
     check(op, make(op, (18, 40, 2, 1), seed=8))
     assert (launches[1] == "linear_kernel") == (name != "cbam")  # which saves the launch instead
+
+
+@pytest.mark.parametrize("name", ["eca", "eca-circular"])
+def test_eca_in_blocks(name):
+    """More images and more channels than one program of its backward takes."""
+    op = BY_NAME[name]
+    check(op, make(op, (9, 260, 2, 1), seed=9))

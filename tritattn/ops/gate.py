@@ -93,12 +93,12 @@ def _reference(x, logits, spatial, weights, residual, spec: Spec) -> tuple[Tenso
     if weights is not None:
         return (reference.gate(x, weights, gate=spec.gate, residual=residual, activation=spec.activation),)
     acc = reference.accumulator(x.dtype)
-    factor: Tensor | None = None
+    factors = []
     if logits is not None:
-        factor = reference.GATES[spec.gate](reference.broadcast_channels(logits.to(acc), x))
+        factors.append(reference.GATES[spec.gate](reference.broadcast_channels(logits.to(acc), x)))
     if spatial is not None:
-        q = reference.GATES[spec.spatial_gate](spatial.to(acc))
-        factor = q if factor is None else factor * q
+        factors.append(reference.GATES[spec.spatial_gate](spatial.to(acc)))
+    factor = factors[0] if len(factors) == 1 else factors[0] * factors[1]
     return (reference.apply_factor(x, factor, residual, spec.activation),)
 
 
