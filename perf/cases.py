@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .ops import BLOCKS, NORM, Op, Params, Weights, op
+from .blocks import BLOCKS, Params, Weights
+from .ops import Op, op
 from .shapes import SETS, Site
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
@@ -46,6 +48,10 @@ class Case:
     def itemsize(self) -> int:
         return DTYPES[self.dtype].itemsize
 
+    @cached_property
+    def parameter_numels(self) -> list[int]:
+        return [t.numel() for t in flat_parameters(Inputs(self, "meta").weights)]
+
     def row(self) -> dict[str, Any]:
         """The identity columns but provider and mode."""
         columns = {"op": self.op_name, "dtype": self.dtype, "layout": self.layout, "params": self.params}
@@ -54,7 +60,7 @@ class Case:
     def bytes_min(self, mode: str) -> int:
         """What the mode moves at the least, whoever runs it: the op's floor for the map, and the parameters (and their gradients) once."""
         forward, backward = self.op.floor_u
-        parameters = sum(math.prod(shape) for shape in self.op.block.shapes(self.c, self.options).values())
+        parameters = sum(self.parameter_numels)
         passes = {"fwd": (forward, 1), "inference": (forward, 1), "bwd": (backward, 2), "fwd_bwd": (forward + backward, 3)}
         maps, reads = passes[mode]
         return self.itemsize * (maps * math.prod(self.shape) + reads * parameters)
@@ -112,18 +118,21 @@ class Inputs:
     Several sets let consecutive calls find nothing of theirs in the cache.
     """
 
-    def __init__(self, case: Case, device: str, sets: int = 1, *, fill: bool = True):
+    def __init__(self, case: Case, device: str, sets: int = 1):
         self.case = case
         self.generator = torch.Generator(device if device != "meta" else "cpu").manual_seed(20)
         self.device = device
         dtype = DTYPES[case.dtype]
         self.weights: Weights = {}
-        for name, shape in case.op.block.shapes(case.c, case.options).items():
-            self.weights[name] = self._parameter(name, shape).to(dtype).requires_grad_()
-        if "norm" in case.options:
-            self.weights["norm"] = nn.BatchNorm2d(1, *NORM, device=device, dtype=dtype) if case.options["norm"] == "batch" else None
-        self.x = [self._map(dtype, self._x).requires_grad_() for _ in range(sets)]
-        self.residual = [self._residual(x) if case.op.residual else None for x in self.x]
+        block = case.op.block
+        for name, made in block.shapes(case.c, case.options).items():
+            if callable(made):
+                self.weights[name] = self._module(made).to(dtype)
+            else:
+                self.weights[name] = None if made is None else self._parameter(name, made).to(dtype).requires_grad_()
+        self.maps = [[self._map(dtype, self._x).requires_grad_() for _ in range(block.maps)] for _ in range(sets)]
+        self.x: list[Any] = [maps[0] if block.maps == 1 else tuple(maps) for maps in self.maps]
+        self.residual = [self._residual(maps[0]) if case.op.residual else None for maps in self.maps]
         self.g = [self._map(dtype, self._uniform) for _ in range(sets)]
 
     def _uniform(self, *shape: int) -> Tensor:
@@ -138,14 +147,15 @@ class Inputs:
     def _x(self) -> Tensor:
         """Uniform, with one peak in every pixel and a highest one, unique, in every channel."""
         n, c, h, w = self.case.shape
-        flat = self._uniform().flatten(2)
+        c *= self.case.op.block.wide
+        flat = self._uniform(n, c, h * w)
         if self.device == "meta" or not n:
-            return flat.view(self.case.shape)
+            return flat.view(n, c, h, w)
         pixels, channels = torch.arange(h * w, device=self.device), torch.arange(c, device=self.device)
         flat[:, channels, channels % (h * w)] = 1.5
         peaks = torch.where(pixels < c, 4.0, 3.25 + 0.25 * self._uniform(n, h * w))
         owner = (pixels + torch.arange(n, device=self.device)[:, None]) % c
-        return flat.scatter_(1, owner[:, None], peaks[:, None]).view(self.case.shape)
+        return flat.scatter_(1, owner[:, None], peaks[:, None]).view(n, c, h, w)
 
     def _residual(self, x: Tensor) -> Tensor:
         """Of either sign and further from zero than any gated value; positive under x's peaks."""
@@ -153,7 +163,7 @@ class Inputs:
         def values() -> Tensor:
             r = self._uniform()
             r += 1.5 * r.sign()
-            return torch.where(x.detach() > 1, r.abs(), r)
+            return torch.where(x.detach() > 1, r.abs(), r) if x.shape == r.shape else r
 
         return self._map(x.dtype, values).requires_grad_()
 
@@ -168,12 +178,23 @@ class Inputs:
         # the last layer is small, which keeps the gates close to each other and the peaks apart from the rest after gating
         return values / math.sqrt(math.prod(shape[1:])) * (0.1 if name == "w2" else 1.0)
 
+    def _module(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """As torch initialises it, the same every time."""
+        with torch.random.fork_rng(devices=[]), torch.device("meta" if self.device == "meta" else "cpu"):
+            torch.manual_seed(21)
+            return make().to(self.device)
+
     def parameters(self) -> list[Tensor]:
         return flat_parameters(self.weights)
 
+    def wanted(self, index: int, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """What gradients are asked for: the maps of a set, its residual, and the parameters."""
+        residual = self.residual[index]
+        return [*self.maps[index], *([] if residual is None else [residual]), *parameters]
+
 
 def flat_parameters(weights: Weights) -> list[Tensor]:
-    """The tensors of `weights` in order, a BatchNorm's parameters in its place."""
+    """The tensors of `weights` in order, a module's parameters in its place."""
     tensors: list[Tensor] = []
     for value in weights.values():
         tensors += value.parameters() if isinstance(value, nn.Module) else [] if value is None else [value]
@@ -188,24 +209,27 @@ class Answer:
         weights: Weights = {}
         for name, value in inputs.weights.items():
             if isinstance(value, nn.Module):
-                weights[name] = nn.BatchNorm2d(1, *NORM, device=inputs.device, dtype=torch.float64)
+                weights[name] = copy.deepcopy(value).double()
             else:
                 weights[name] = None if value is None else value.detach().double().requires_grad_()
-        x = inputs.x[0].detach().double().requires_grad_()
+        maps = [x.detach().double().requires_grad_() for x in inputs.maps[0]]
         residual = None if inputs.residual[0] is None else inputs.residual[0].detach().double().requires_grad_()
+        modules = [value for value in weights.values() if isinstance(value, nn.Module)]
 
         def run() -> Tensor:
+            x = maps[0] if len(maps) == 1 else tuple(maps)
             return case.op.tail(case.op.block.eager(x, weights, case.options), residual)
 
-        if weights.get("norm") is not None:
-            weights["norm"].eval()
+        for module in modules:
+            module.eval()
         with torch.no_grad():
             self.inference = run()
-        if weights.get("norm") is not None:
-            weights["norm"].train()
+        for module in modules:
+            module.train()
         y = run()
         self.y = y.detach()
-        wanted = [x, *([] if residual is None else [residual]), *flat_parameters(weights)]
+        wanted = [*maps, *([] if residual is None else [residual]), *flat_parameters(weights)]
+        self.maps = len(wanted) - len(flat_parameters(weights))
         self.grads = torch.autograd.grad(y, wanted, inputs.g[0].double())
         self.case = case
 
@@ -217,16 +241,14 @@ class Answer:
         n, c, h, w = self.case.shape
         dtype = DTYPES[self.case.dtype]
         chain = 4 if index is None else 8
-        maps = 1 + self.case.op.residual
-        terms = max(c, h * w) if index is None or index < maps else n * max(c, h * w)
+        terms = max(c, h * w) if index is None or index < self.maps else n * max(c, h * w)
         accumulation = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
         return chain * torch.finfo(dtype).eps + 2 * accumulation * math.sqrt(terms)
 
     def scale(self, index: int) -> float:
         """What a gradient's error is measured against: its largest value, or for a single number, which may well be a sum that cancels, that of all
         parameters' gradients."""
-        maps = 1 + self.case.op.residual
-        chosen = self.grads[maps:] if index >= maps and self.grads[index].numel() == 1 else self.grads[index : index + 1]
+        chosen = self.grads[self.maps :] if index >= self.maps and self.grads[index].numel() == 1 else self.grads[index : index + 1]
         return max(largest(t) for t in chosen)
 
 

@@ -96,10 +96,10 @@ def launches(case: Case) -> list[Launch]:
     inputs = Inputs(case, "meta")
     call = build("tritattn", case, inputs.weights, "meta")
     call.train(True)
-    x, residual, g = inputs.x[0], inputs.residual[0], inputs.g[0]
+    x, g = inputs.x[0], inputs.g[0]
     with recording(case) as found:
-        y = call.run(x, residual)
-        torch.autograd.grad(y, [x, *([] if residual is None else [residual]), *call.parameters], g)
+        y = call.run(x, inputs.residual[0])
+        torch.autograd.grad(y, inputs.wanted(0, call.parameters), g)
         if case.op_name == "se":  # and the kernel that no block of the harness needs: a gate with a weight for every element
             weights = torch.empty_like(g, requires_grad=True)
             torch.autograd.grad(ops.gate(x, weights), [x, weights], g)

@@ -38,8 +38,7 @@ class MapOrder:
 
 
 def map_order(case: Case) -> MapOrder:
-    parameters = case.op.block.shapes(case.c, case.options).values()
-    return MapOrder(math.prod(case.shape), frozenset(math.prod(shape) for shape in parameters))
+    return MapOrder(math.prod(case.shape), frozenset(case.parameter_numels))
 
 
 @dataclass

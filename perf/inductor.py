@@ -148,9 +148,8 @@ def trace(case: Case) -> list[Graph]:
             return compile_fx(module, examples, inner_compile=keep)  # type: ignore[arg-type]
 
         compiled = torch.compile(call.run, backend=backend, fullgraph=True, dynamic=False)
-        residual = inputs.residual[0]
-        y = compiled(inputs.x[0], residual)
-        torch.autograd.grad(y, [inputs.x[0], *([] if residual is None else [residual]), *call.parameters], inputs.g[0])
+        y = compiled(inputs.x[0], inputs.residual[0])
+        torch.autograd.grad(y, inputs.wanted(0, call.parameters), inputs.g[0])
     return found
 
 

@@ -27,14 +27,12 @@ def count(case: Case, batch: int) -> dict[str, Moved]:
     inputs = Inputs(case, "cpu")
     call = build("tritattn", case, inputs.weights, "cpu")
     call.train(True)
-    residual = inputs.residual[0]
-    wanted = [inputs.x[0], *([] if residual is None else [residual]), *call.parameters]
     of_map = map_order(case)
     with for_batch(batch), tritattn.backend("triton"):
         with Counter(of_map) as forward, interpreted(forward):
-            y = call.run(inputs.x[0], residual)
+            y = call.run(inputs.x[0], inputs.residual[0])
         with Counter(of_map) as backward, interpreted(backward):
-            torch.autograd.grad(y, wanted, inputs.g[0])
+            torch.autograd.grad(y, inputs.wanted(0, call.parameters), inputs.g[0])
     return {"fwd": forward.moved, "bwd": backward.moved}
 
 

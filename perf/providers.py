@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .blocks import Weights
 from .cases import Case, flat_parameters
-from .ops import Weights
 from .peers import peer
 
 PROVIDERS = ("eager", "compile", "tritattn", "timm", "torchvision")
-Run = Callable[[Tensor, Tensor | None], Tensor]
+Run = Callable[[Any, Tensor | None], Tensor]  # x, or a tuple of maps
 
 
 @dataclass
@@ -44,7 +44,7 @@ def build(provider: str, case: Case, weights: Weights, device: str) -> Call:
     if provider in ("timm", "torchvision"):
         return _peer_call(provider, case, weights, device)
 
-    def eager(x: Tensor, residual: Tensor | None, weights: Weights) -> Tensor:
+    def eager(x: Any, residual: Tensor | None, weights: Weights) -> Tensor:
         return tail(block.eager(x, weights, options), residual)
 
     function: Callable[..., Tensor]
@@ -55,7 +55,7 @@ def build(provider: str, case: Case, weights: Weights, device: str) -> Call:
     elif provider == "tritattn":
         activation = case.op.activation
 
-        def function(x: Tensor, residual: Tensor | None, weights: Weights) -> Tensor:
+        def function(x: Any, residual: Tensor | None, weights: Weights) -> Tensor:
             return block.fused(x, weights, options, residual=residual, activation=activation)
     else:
         raise ValueError(f"no provider {provider!r}; there are: {', '.join(PROVIDERS)}")

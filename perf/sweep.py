@@ -82,7 +82,7 @@ class Bench:
         run, inputs = self.provider(provider), self.inputs
         run.train(mode != "inference")
         if mode == "inference":
-            for norm in (m for module in run.modules for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+            for norm in (m for module in run.modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
                 norm.reset_running_stats()  # the answer's are fresh
 
             def inference(i: int) -> Tensor:
@@ -93,19 +93,15 @@ class Bench:
         if mode == "fwd":
             return lambda i: run.run(inputs.x[i], inputs.residual[i])
 
-        def wanted(i: int) -> list[Tensor]:
-            residual = inputs.residual[i]
-            return [inputs.x[i], *([] if residual is None else [residual]), *run.parameters]
-
         if mode == "fwd_bwd":
 
             def both(i: int) -> tuple[Tensor, tuple[Tensor, ...]]:
                 y = run.run(inputs.x[i], inputs.residual[i])
-                return y, torch.autograd.grad(y, wanted(i), inputs.g[i])
+                return y, torch.autograd.grad(y, inputs.wanted(i, run.parameters), inputs.g[i])
 
             return both
         outputs = [run.run(inputs.x[i], inputs.residual[i]) for i in range(self.sets)]
-        return lambda i: torch.autograd.grad(outputs[i], wanted(i), inputs.g[i], retain_graph=True)
+        return lambda i: torch.autograd.grad(outputs[i], inputs.wanted(i, run.parameters), inputs.g[i], retain_graph=True)
 
     def error(self, mode: str, result: Any) -> tuple[float, bool]:
         """(largest relative error, whether each is within its tolerance) of what `call(...)(0)` returned."""
@@ -176,13 +172,12 @@ class Bench:
 
     @property
     def copied_bytes(self) -> int:
-        return 2 * self.inputs.x[0].numel() * self.inputs.x[0].element_size()
+        return 2 * self.inputs.g[0].numel() * self.inputs.g[0].element_size()
 
     def copy_lane(self) -> timing.Lane:
         """The ceiling: a copy of the map, timed beside the providers."""
-        with torch.no_grad():
-            targets = [torch.empty_like(x) for x in self.inputs.x]
-        return timing.lane(lambda i: targets[i].copy_(self.inputs.x[i].detach()), self.sets, self.device)
+        targets = [torch.empty_like(g) for g in self.inputs.g]
+        return timing.lane(lambda i: targets[i].copy_(self.inputs.g[i]), self.sets, self.device)
 
 
 def run(plan: Plan, writer: Writer, device: str, console: Console) -> None:

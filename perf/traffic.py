@@ -39,13 +39,11 @@ def eager(case: Case) -> dict[str, Moved]:
     inputs = Inputs(case, "meta")
     call = build("eager", case, inputs.weights, "meta")
     call.train(True)
-    residual = inputs.residual[0]
-    wanted = [inputs.x[0], *([] if residual is None else [residual]), *call.parameters]
     of_map = map_order(case)
     with Counter(of_map) as forward:
-        y = call.run(inputs.x[0], residual)
+        y = call.run(inputs.x[0], inputs.residual[0])
     with Counter(of_map) as backward:
-        torch.autograd.grad(y, wanted, inputs.g[0])
+        torch.autograd.grad(y, inputs.wanted(0, call.parameters), inputs.g[0])
     return {"fwd": forward.moved, "bwd": backward.moved}
 
 

@@ -12,7 +12,8 @@ import peer_blocks.external as external
 import pytest
 import torch
 import torch.distributed as dist
-from peer_pairs import BLOCKS, assert_same, build, sample, smp, step, timm
+from pairs.foundation import smp, timm
+from peer_pairs import BLOCKS, assert_same, build, sample, step
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -329,6 +330,6 @@ def test_verification_in_low_precision(dtype):
     tritattn.convert(block)
     plan = block._tritattn
     tritattn.restore(block)
-    _verify._compare_values(block, plan, x)
+    _verify._compare_values(block, plan, [x])
     with pytest.raises(NoFit, match=f"not the same in {dtype}"):
-        _verify._compare_values(block, dataclasses.replace(plan, settings=plan.settings | {"gate": "relu"}), x)
+        _verify._compare_values(block, dataclasses.replace(plan, settings=plan.settings | {"gate": "relu"}), [x])

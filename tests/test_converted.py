@@ -7,7 +7,8 @@ import peer_blocks.external as external
 import pytest
 import torch
 import torch.nn.functional as F
-from peer_pairs import BLOCKS, RETURN_GATE, assert_same, build, sample, smp, step
+from pairs.foundation import smp
+from peer_pairs import BLOCKS, RETURN_GATE, assert_same, build, sample, step
 from torch import nn
 from torch.nn.utils import parametrize, prune
 

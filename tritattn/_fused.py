@@ -36,14 +36,18 @@ class Plan:
     layers: tuple[str | None, ...]  # paths in the block of the layers which that takes
     settings: dict[str, Any]
     residual: bool
-    dims: int
+    inputs: int  # maps that it is called with
+    dims: int  # of each
     inner: tuple[Inner, ...]
-    before: Callable[[Any, Tensor], tuple[Tensor, Tensor]] | None
+    before: Callable[..., tuple[Any, Tensor | None]] | None
 
-    def covers(self, block: nn.Module, x: Any) -> bool:
+    def covers(self, block: nn.Module, *maps: Any) -> bool:
         """Whether the fused pass does all that the original forward would: nothing inside has been changed or hooked since."""
-        if not isinstance(x, Tensor) or x.dim() != self.dims:
+        if len(maps) != self.inputs:
             return False
+        for x in maps:
+            if not isinstance(x, Tensor) or x.dim() != self.dims:
+                return False
         for inner in self.inner:
             module: Any = block
             for name in inner.path:
@@ -56,10 +60,8 @@ class Plan:
                 return False
         return True
 
-    def run(self, block: nn.Module, x: Tensor) -> Tensor:
-        residual = x if self.residual else None
-        if self.before is not None:
-            x, residual = self.before(block, x)
+    def run(self, block: nn.Module, *maps: Tensor) -> Tensor:
+        x, residual = (maps[0], maps[0] if self.residual else None) if self.before is None else self.before(block, *maps)
         layers = [None if path is None else sublayer(block, path) for path in self.layers]
         return self.module.fused(x, *layers, residual=residual, **self.settings)
 
@@ -85,12 +87,12 @@ def make_plan(match: Match, block: nn.Module) -> Plan:
     for ours, theirs in peer.layers.items():
         _check_shapes(theirs, sublayer(block, theirs), sublayer(model, ours))
     paths = tuple(peer.layers.get(name) for name in module_type.layers)
-    return Plan(module_type, paths, model.settings(), model.residual, match.input_dims, tuple(inner), peer.before)
+    return Plan(module_type, paths, model.settings(), model.residual, peer.inputs, match.input_dims, tuple(inner), peer.before)
 
 
 def _check_shapes(path: str, theirs: Any, ours: Any) -> None:
     for name in ("weight", "bias"):
-        shapes = [None if (t := getattr(layer, name)) is None else squeezed(t.shape) for layer in (theirs, ours)]
+        shapes = [None if (t := getattr(layer, name, None)) is None else squeezed(t.shape) for layer in (theirs, ours)]
         if shapes[0] != shapes[1]:
             raise NoFit(f"{path}.{name} has shape {shapes[0]}, expected {shapes[1]}")
 
@@ -102,8 +104,8 @@ class Fused:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         plan = self._tritattn
-        if len(args) == 1 and not kwargs and plan.covers(self, args[0]):  # type: ignore[arg-type]
-            return plan.run(self, args[0])  # type: ignore[arg-type]
+        if not kwargs and plan.covers(self, *args):  # type: ignore[arg-type]
+            return plan.run(self, *args)  # type: ignore[arg-type]
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def __prepare_scriptable__(self) -> NoReturn:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ._spec import Spec, decode
+from ._spec import Spec, decode, encode
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -140,6 +140,7 @@ class Family:
     fake(*inputs, spec) -> outputs: empty tensors of the shapes, dtypes and strides that launch returns.
     launch(*inputs, spec) -> outputs; backward(grads, inputs, saved, spec, needs) -> one gradient or None per input.
     reference(*inputs, spec) -> the differentiable results, in plain torch.
+    spec: the class of the options, see _spec.
     batched: names of the inputs that have a batch dimension (the others are parameters), for sharded tensors.
 
     An input named "residual" is added before spec.activation: without an activation its gradient is the one that flows in, so that no launcher is
@@ -147,6 +148,7 @@ class Family:
     """
 
     slots = 0  # how many of the differentiable results, the last ones, carry gradients but no values; see _relay
+    maps = 1  # how many of the inputs, the first ones, are feature maps
 
     def __init__(
         self,
@@ -161,8 +163,10 @@ class Family:
         launch: Callable[..., tuple[Tensor, ...]],
         backward: Callable[..., Sequence[Tensor | None]],
         reference: Callable[..., tuple[Tensor, ...]],
+        spec: type = Spec,
     ):
         self.name = name
+        self.spec = spec
         self.inputs = [i.rstrip("?") for i in inputs]
         self.outputs = list(outputs)
         self.differentiable = differentiable
@@ -205,7 +209,7 @@ class Family:
         if torch.compiler.is_compiling():
             if self._usable(x) and not torch.onnx.is_in_onnx_export():
                 _met_dtensors()
-                return self._results(self._tuple(self.op(*inputs, spec.encode())))
+                return self._results(_tuple(self.op(*inputs, encode(spec))))
             return self._results(self.reference(*inputs, spec))
         if _transformed():
             return self._results(self.reference(*inputs, spec))
@@ -218,7 +222,7 @@ class Family:
         sharded = _meet_dtensors()
         if not self._usable(x) and not (sharded and isinstance(x, sharded)):
             return self._results(self.reference(*inputs, spec))
-        return self._results(self._tuple(self.op(*inputs, spec.encode())))
+        return self._results(_tuple(self.op(*inputs, encode(spec))))
 
     def _results(self, outputs: Sequence[Tensor]) -> Any:
         return outputs[0] if self.differentiable == 1 else tuple(outputs[: self.differentiable])
@@ -307,7 +311,7 @@ class Family:
     def save(self, ctx: Any, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor], spec: Spec, needs: Sequence[bool]) -> None:
         ctx.save_for_backward(*self.kept(inputs, spec), *(outputs[i] for i in self.saved))
         # slots bring the map's gradient, so they lead nowhere where the map needs none
-        ctx.mark_non_differentiable(*outputs[self.differentiable - (0 if needs[0] else self.slots) :])
+        ctx.mark_non_differentiable(*outputs[self.differentiable - (0 if any(needs[: self.maps]) else self.slots) :])
         ctx.set_materialize_grads(False)
 
     def kept(self, inputs: Sequence[Tensor | None], spec: Spec) -> list[Tensor | None]:
@@ -341,28 +345,24 @@ class Family:
 
     # -- the registered ops ----------------------------------------------------------------------------------------------------------------
 
-    # In a schema, "(Tensor)" is a Tensor and not a tuple of one.
+    def _decode(self, text: str) -> Any:
+        return decode(self.spec, text)
 
     def _op_impl(self, *args: Any) -> Any:
-        outputs = self.run(args[:-1], decode(args[-1]))
-        return outputs if len(outputs) > 1 else outputs[0]
+        return _schema_result(self.run(args[:-1], self._decode(args[-1])))
 
     def _op_fake(self, *args: Any) -> Any:
-        outputs = self.fake(*args[:-1], decode(args[-1]))
-        return outputs if len(outputs) > 1 else outputs[0]
-
-    def _tuple(self, result: Any) -> tuple[Tensor, ...]:
-        return result if len(self.outputs) > 1 else (result,)
+        return _schema_result(self.fake(*args[:-1], self._decode(args[-1])))
 
     def _split(self, args: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
         """Tensor arguments of the backward op -> (grads, inputs, saved)."""
         first, second = self.differentiable, self.differentiable + len(self.inputs)
         return args[:first], args[first:second], args[second:]
 
-    def _op_backward_impl(self, *args: Any) -> tuple[Tensor, ...]:
+    def _op_backward_impl(self, *args: Any) -> Any:
         *tensors, spec, needs = args
         grads, inputs, saved = self._split(tensors)
-        found = self.run_backward(grads, inputs, saved, decode(spec), needs)
+        found = self.run_backward(grads, inputs, saved, self._decode(spec), needs)
         settled = []
         for t, f, need in zip(inputs, found, needs, strict=True):
             if not need or f is None:
@@ -372,31 +372,31 @@ class Family:
             expected = torch.empty_like(t)
             same = f.dtype == t.dtype and f.stride() == expected.stride() and all(f is not a for a in tensors)
             settled.append(f if same else expected.copy_(f))
-        return tuple(settled)
+        return _schema_result(settled)
 
-    def _fake_backward(self, *args: Any) -> tuple[Tensor, ...]:
+    def _fake_backward(self, *args: Any) -> Any:
         *tensors, _, needs = args
         inputs = self._split(tensors)[1]
-        return tuple(torch.empty_like(t) if need else inputs[0].new_empty(0) for t, need in zip(inputs, needs, strict=True))
+        return _schema_result([torch.empty_like(t) if need else inputs[0].new_empty(0) for t, need in zip(inputs, needs, strict=True)])
 
     def _op_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.spec = inputs
-        self.save(ctx, tensors, self._tuple(output), decode(ctx.spec), ctx.needs_input_grad)
+        self.save(ctx, tensors, _tuple(output), self._decode(ctx.spec), ctx.needs_input_grad)
 
     def _op_autograd(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         def launch(grads: Any, inputs: Any, saved: Any, needs: Any) -> Any:
-            return self.op_backward(*grads, *inputs, *saved, ctx.spec, needs)
+            return _tuple(self.op_backward(*grads, *inputs, *saved, ctx.spec, needs))
 
-        return (*self.differentiate(ctx, grads, decode(ctx.spec), ctx.needs_input_grad, launch), None)
+        return (*self.differentiate(ctx, grads, self._decode(ctx.spec), ctx.needs_input_grad, launch), None)
 
-    def _op_double_setup(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def _op_double_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.spec, ctx.needs = inputs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
 
     def _op_double(self, ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         grads, inputs, saved = self._split(ctx.saved_tensors)
-        spec = decode(ctx.spec)
+        spec = self._decode(ctx.spec)
         primal = [*grads, *inputs]
         wanted = [i for i, t in enumerate(primal) if t is not None and ctx.needs_input_grad[i]]
         asked = [i for i, need in enumerate(ctx.needs) if need and cotangents[i] is not None]
@@ -431,13 +431,23 @@ def _function(family: Family) -> type[torch.autograd.Function]:
         def backward(ctx: Any, *grads: Any) -> Any:
             def launch(grads: Any, inputs: Any, saved: Any, needs: Any) -> Any:
                 if torch.is_grad_enabled():  # create_graph=True
-                    return family.op_backward(*grads, *inputs, *saved, ctx.spec.encode(), needs)
+                    return _tuple(family.op_backward(*grads, *inputs, *saved, encode(ctx.spec), needs))
                 return family.run_backward(grads, inputs, saved, ctx.spec, needs)
 
             return (None, *family.differentiate(ctx, grads, ctx.spec, ctx.needs_input_grad[1:], launch))
 
     Fused.__name__ = Fused.__qualname__ = f"tritattn_{family.name}"
     return Fused
+
+
+def _schema_result(results: Sequence[Tensor]) -> Any:
+    """What a registered op returns: in a schema, "(Tensor)" is a Tensor and not a tuple of one."""
+    return tuple(results) if len(results) > 1 else results[0]
+
+
+def _tuple(result: Any) -> tuple[Tensor, ...]:
+    """And back."""
+    return (result,) if isinstance(result, Tensor) else result
 
 
 def _device_guard(x: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ class Match:
     input_dims: int
 
 
-def match(peer: Peer, block: nn.Module) -> Match:
-    """The block read as that entry. Raises NoFit with the reason."""
+def match(peer: Peer, block: nn.Module, sizes: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Match:
+    """The block read as that entry. sizes: `options_of` of the entry's module. Raises NoFit with the reason."""
     modules: dict[str | None, Any] = dict(block.named_modules(remove_duplicate=False))
     for path in (*peer.layers.values(), *peer.called[:1]):
         if path not in modules:
@@ -43,7 +43,7 @@ def match(peer: Peer, block: nn.Module) -> Match:
     for path, module in bypassed(peer, block):
         _check_inner(peer, path, module)
     layers = {ours: modules[theirs] for ours, theirs in peer.layers.items()}
-    options = {**_sizes(peer.module, layers), **_activations(peer, modules), **peer.options, **chosen}
+    options = {**sizes(layers), **_activations(peer, modules), **peer.options, **chosen}
     channels = modules[peer.called[0]].in_channels if peer.called else options.get("channels", 16)
     pools = [name for m in modules.values() if (name := type(m).__name__).startswith("AdaptiveAvgPool")]
     return Match(peer, options, channels, 2 + int(pools[0][-2]) if pools else 4)
@@ -72,33 +72,6 @@ def _check_inner(peer: Peer, path: str, module: nn.Module) -> None:
         raise NoFit(f"it has a layer that {peer} has not: {path}, a {name}")
     elif name not in PASSIVE and name not in HIDDEN and name not in GATES and name not in peer.inner:
         raise NoFit(f"{path} is of an unknown type, {name}")
-
-
-def _sizes(module: str, layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor options that the shapes of the layers tell."""
-    named: Any = {path.rpartition(".")[2]: layer for path, layer in layers.items()}
-    fc1, fc2, conv, bn = (named.get(name) for name in ("fc1", "fc2", "conv", "bn"))
-    fc2 = named.get("fc", fc2)
-    options: dict[str, Any] = {}
-    if fc2 is not None:
-        options |= {"channels": fc2.weight.shape[0], "bias": fc2.bias is not None}
-        if fc1 is not None:
-            options["rd_channels"] = fc1.weight.shape[0]
-        elif module != "EffectiveSqueezeExcite":
-            options["bottleneck"] = False
-    elif module == "SpatialSE":
-        options |= {"channels": conv.weight.shape[1], "bias": conv.bias is not None}
-    else:
-        options["bias"] = conv.bias is not None
-    if module in ("SpatialAttention", "CBAM"):
-        options["norm"] = bn is not None
-        if bn is not None:
-            options["momentum"] = bn.momentum
-    if module in ("SpatialAttention", "CBAM", "ECA"):
-        options["kernel_size"] = conv.weight.shape[-1]
-    if module == "CBAM":
-        options |= {"mlp_bias": options.pop("bias"), "spatial_bias": conv.bias is not None}
-    return options
 
 
 def _activations(peer: Peer, modules: Mapping[str | None, nn.Module]) -> dict[str, Any]:

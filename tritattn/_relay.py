@@ -1,9 +1,10 @@
-"""Two ops with a torch module between them, x -> squeeze -> norm -> gate -> y, whose backward still writes the map's gradient once.
+"""Two ops with torch modules between them, x -> squeeze -> norm -> gate -> y, whose backward still writes the map's gradient once.
 
-Both ops take x, so each would give x a gradient of its own, and the two would be added in passes over the map. Instead the squeeze returns two
-slots, tensors without values that only tie the gate's node to the squeeze's. The gate gives x no gradient: it hands da, the gradient of what the
-activation received, to the slot of the map's shape, and its logits to the slot of theirs; the squeeze's backward then writes dx, its own share and
-the gate's, in one pass. Both still compute with x itself, so gradients of gradients find their way through the references' honest formulas.
+Both ops take x, so each would give x a gradient of its own, and the two would be added in passes over the map. Instead the squeeze returns slots,
+tensors without values that only tie the gate's node to the squeeze's. The gate gives x no gradient: it hands da, the gradient of what the
+activation received, to the slot of the map's shape, and each of its weights that the squeeze's backward needs to a slot of its shape; the squeeze's
+backward then writes dx, its own share and the gate's, in one pass. A convolution between them that reads the map itself reads `through(x, slot)`, and
+its gradient arrives at that slot. All still compute with x itself, so gradients of gradients find their way through the references' honest formulas.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ import torch
 from torch import Tensor
 
 from ._library import Family
-from ._spec import Spec
 
 
 class RelaySqueeze(Family):
-    """Its last two results are slots; the backward launcher gets what arrived in them, da and the gate's logits, as the last two grads.
+    """The last of its differentiable outputs are slots, named so: "map_slot", one for each weight that comes back, perhaps "through_slot". The
+    backward launcher gets what arrived in them as the last grads.
 
-    share(da, inputs, logits, spec) -> the gate's share of dx, in plain torch.
+    Its first `maps` inputs are the maps. share(da, inputs, *weights, spec) -> the gate's share of each map's gradient, in plain torch.
     """
 
-    slots = 2
-
-    def __init__(self, name: str, *, share: Callable[..., Tensor], **parts: Any):
+    def __init__(self, name: str, *, share: Callable[..., Sequence[Tensor]], maps: int = 1, **parts: Any):
+        results = parts["outputs"][: parts["differentiable"]]
+        self.slots = sum(result.endswith("_slot") for result in results)
+        self.passes_through = results[-1] == "through_slot"
+        self.share, self.maps = share, maps
         super().__init__(name, **parts)
-        self.share = share
 
     @staticmethod
     def slot(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -36,39 +38,72 @@ class RelaySqueeze(Family):
         return like.new_empty((), dtype=dtype).expand(like.shape)
 
     def _reference_backward(
-        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], spec: Spec, needs: Sequence[bool]
+        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], spec: Any, needs: Sequence[bool]
     ) -> list[Tensor | None]:
-        *own, da, logits = grads
+        own, (da, *weights) = grads[: -self.slots], grads[-self.slots :]
+        through = weights.pop() if self.passes_through else None
         found = super()._reference_backward(own, inputs, spec, needs)
-        if needs[0] and da is not None:
-            share = self.share(da, inputs, logits, spec)
-            found[0] = share if found[0] is None else found[0] + share
+        shares: Sequence[Tensor | None] = [None] * self.maps
+        if da is not None and any(needs[: self.maps]):
+            shares = self.share(da, inputs, *weights, spec)
+        for i, share in enumerate(shares):
+            parts = [part for part in (found[i], share, through) if part is not None]
+            found[i] = sum(parts[1:], parts[0]) if needs[i] and parts else None
         return found
 
 
 class RelayGate(Family):
-    """Inputs x, channel?, logits, residual?, map_slot?, gate_slot?. The backward launcher returns da, where it is asked for it, in x's place."""
+    """Inputs: `maps` maps, the weights, residual?, map_slot?, and <weight>_slot? for each weight that the squeeze's backward needs. The backward
+    launcher returns da, where it is asked for it, in the first map's place."""
 
-    def kept(self, inputs: Sequence[Tensor | None], spec: Spec) -> list[Tensor | None]:
-        return [*super().kept(inputs, spec)[:4], None, None]
+    def __init__(self, name: str, *, maps: int = 1, **parts: Any):
+        super().__init__(name, **parts)
+        self.maps = maps
+        self.map_slot = self.inputs.index("map_slot")
+        self.relayed = [self.inputs.index(slot.removesuffix("_slot")) for slot in self.inputs[self.map_slot + 1 :]]
+
+    def kept(self, inputs: Sequence[Tensor | None], spec: Any) -> list[Tensor | None]:
+        return [None if i >= self.map_slot else t for i, t in enumerate(super().kept(inputs, spec))]
 
     def gradients(
-        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], saved: Sequence[Tensor], spec: Spec, needs: list[bool],
+        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], saved: Sequence[Tensor], spec: Any, needs: list[bool],
         launch: Callable[..., Sequence[Tensor | None]],
     ) -> list[Tensor | None]:  # fmt: skip
-        computed = spec.activation != "none" and (needs[3] or needs[4])
-        asked = [computed, needs[1], needs[2], False, False, False]
+        assert self.residual is not None
+        computed = spec.activation != "none" and (needs[self.residual] or needs[self.map_slot])
+        asked = [need and self.maps <= i < self.residual for i, need in enumerate(needs)]
+        asked[0] = computed
         found = self._only(asked, launch(grads, inputs, saved, asked) if any(asked) else asked)
         da = found[0] if computed else grads[0]
-        return self._only(needs, [None, found[1], found[2], da, da, inputs[2]])
+        found[: self.maps] = [None] * self.maps
+        found[self.residual] = found[self.map_slot] = da
+        found[self.map_slot + 1 :] = [inputs[i] for i in self.relayed]
+        return self._only(needs, found)
 
     def _reference_backward(
-        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], spec: Spec, needs: Sequence[bool]
+        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], spec: Any, needs: Sequence[bool]
     ) -> list[Tensor | None]:
         # da is the gradient of a residual, real or zero
-        x, residual = inputs[0], inputs[3]
-        assert x is not None
-        full = [*inputs[:3], torch.zeros_like(x) if residual is None else residual, None, None]
-        found = super()._reference_backward(grads, full, spec, [False, needs[1], needs[2], needs[0], False, False])
-        found[0], found[3] = found[3], None
+        full, asked = list(inputs), list(needs)
+        assert self.residual is not None and full[0] is not None
+        if full[self.residual] is None:
+            full[self.residual] = torch.zeros_like(full[0])
+        asked[self.residual], asked[0] = asked[0], False
+        found = super()._reference_backward(grads, full, spec, asked)
+        found[0], found[self.residual] = found[self.residual], None
         return found
+
+
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slot: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return None, g
+
+
+def through(x: Tensor, slot: Tensor | None) -> Tensor:
+    """x, for a torch module between squeeze and gate; its gradient goes to the squeeze's "through_slot" instead of x. x itself without a slot."""
+    return x if slot is None else _Through.apply(x, slot)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -30,18 +30,18 @@ def verify(block: nn.Module, plan: Plan, match: Match) -> None:
             exact = _redrawn(_copy(block).to(device, torch.float64))
             for training in (True, False):
                 for ties in (False, True):
-                    _compare(exact.train(training), plan, _input(match, ties).to(device))
+                    _compare(exact.train(training), plan, [x.to(device) for x in _inputs(match, ties)])
             if device.type == "cuda" and sample.dtype != torch.float64:
-                _compare_values(_redrawn(_copy(block)).eval(), plan, _input(match, False).to(sample))
+                _compare_values(_redrawn(_copy(block)).eval(), plan, [x.to(sample) for x in _inputs(match, False)])
     except NoFit:
         raise
     except Exception as error:  # whatever a stranger's block raises, the block stays as it is
         raise NoFit(f"could not be verified ({type(error).__name__}: {str(error)[:200]})") from error
 
 
-def _compare(block: nn.Module, plan: Plan, x: Tensor) -> None:
+def _compare(block: nn.Module, plan: Plan, maps: Sequence[Tensor]) -> None:
     mode = "training" if block.training else "evaluation"
-    expected, found = _trace(copy.deepcopy(block), x), _trace(_fused_copy(block, plan), x)
+    expected, found = _trace(copy.deepcopy(block), maps), _trace(_fused_copy(block, plan), maps)
     largest = max(float(t.abs().max()) for name, t in expected.items() if name.startswith("gradient"))
     for name, t in expected.items():
         scale = largest if name.startswith("gradient") else float(t.abs().max())
@@ -54,40 +54,42 @@ def _compare(block: nn.Module, plan: Plan, x: Tensor) -> None:
             raise NoFit(f"not the same in {mode} mode: {name} differs by {error:.1e} of the largest value")
 
 
-def _compare_values(block: nn.Module, plan: Plan, x: Tensor) -> None:
+def _compare_values(block: nn.Module, plan: Plan, maps: Sequence[Tensor]) -> None:
     """In the block's own dtype: as close to fp64 as the original is, or to a few units in the last place."""
     with torch.no_grad():
-        exact = copy.deepcopy(block).double()(x.double())
-        theirs, ours = ((f(x).double() - exact).abs().max() for f in (copy.deepcopy(block), _fused_copy(block, plan)))
-    if not ours <= 2 * theirs + 8 * torch.finfo(x.dtype).eps * exact.abs().max():
-        raise NoFit(f"not the same in {x.dtype}: off by {float(ours):.1e}, the original by {float(theirs):.1e}")
+        exact = copy.deepcopy(block).double()(*(x.double() for x in maps))
+        theirs, ours = ((f(*maps).double() - exact).abs().max() for f in (copy.deepcopy(block), _fused_copy(block, plan)))
+    if not ours <= 2 * theirs + 8 * torch.finfo(maps[0].dtype).eps * exact.abs().max():
+        raise NoFit(f"not the same in {maps[0].dtype}: off by {float(ours):.1e}, the original by {float(theirs):.1e}")
 
 
 def _fused_copy(block: nn.Module, plan: Plan) -> nn.Module:
     twin = copy.deepcopy(block)
     install(twin, plan)
-    if not plan.covers(twin, torch.empty((0,) * plan.dims)):
+    if not plan.covers(twin, *(torch.empty((0,) * plan.dims),) * plan.inputs):
         raise NoFit("its copy is not like it")
     return twin
 
 
-def _trace(block: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def _trace(block: nn.Module, maps: Sequence[Tensor]) -> dict[str, Tensor]:
     """Output, gradients and buffers after one forward and backward pass."""
     torch.manual_seed(0)
-    x = x.clone().requires_grad_()
-    y = block(x)
+    maps = [x.clone().requires_grad_() for x in maps]
+    y = block(*maps)
     y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype).to(y.device))
-    result = {"the output": y.detach(), "gradient of the input": torch.zeros_like(x) if x.grad is None else x.grad}
-    for name, p in block.named_parameters():
+    result = {"the output": y.detach()}
+    inputs = {f"input {i}" if i else "the input": x for i, x in enumerate(maps)}
+    for name, p in {**inputs, **dict(block.named_parameters())}.items():
         result[f"gradient of {name}"] = torch.zeros_like(p) if p.grad is None else p.grad
     return result | {f"buffer {name}": b.double() for name, b in block.named_buffers()}
 
 
-def _input(match: Match, ties: bool) -> Tensor:
+def _inputs(match: Match, ties: bool) -> list[Tensor]:
     size = {3: (11,), 4: (8, 6), 5: (4, 3, 5)}[match.input_dims]
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn(2, match.input_channels, *size, generator=generator, dtype=torch.float64)
-    return (2 * x).round().relu() / 2 if ties else x
+    shape = (match.peer.inputs, 2, match.input_channels, *size)
+    maps = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return list((2 * maps).round().relu() / 2 if ties else maps)
 
 
 def _copy(block: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from . import nn as blocks
 from ._fused import Fused, install, make_plan, original_type, uninstall
 from ._match import Absent, match
 from ._verify import verify
@@ -129,7 +130,7 @@ def _swap(block: nn.Module, path: str) -> Row | None:
     near, far = [], []  # reasons of entries whose layers the block has, and of the others
     for peer in candidates(block):
         try:
-            found = match(peer, block)
+            found = match(peer, block, getattr(blocks, peer.module).options_of)
             _check_tensors(block)
             plan = make_plan(found, block)
             verify(block, plan, found)

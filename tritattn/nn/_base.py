@@ -109,6 +109,11 @@ def reduced(channels: int, rd_ratio: float, rd_channels: int | None, rd_divisor:
     return max(divisor, int(width + divisor / 2) // divisor * divisor)
 
 
+def bottleneck_options(fc1: Any, fc2: Any) -> dict[str, Any]:
+    """Constructor options of the two layers of `pointwise`."""
+    return {"channels": fc2.weight.shape[0], "rd_channels": fc1.weight.shape[0], "bias": fc2.bias is not None}
+
+
 def pointwise(channels_in: int, channels_out: int, bias: bool, like: Mapping[str, Any]) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 1, bias=bias, **like)
 
@@ -139,6 +144,11 @@ class Block(nn.Module):
         super().__init__()
         self.residual = residual
         self.activation = one_of("activation", activation, reference.ACTIVATIONS)
+
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        """Constructor options that the shapes of `layers` tell; keys are the paths in `cls.layers`, absent where the block has no such layer."""
+        raise NotImplementedError
 
     @staticmethod
     def fused(x: Tensor, *layers: Any, **settings: Any) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from .. import ops, reference
 from ..ops.channel import pool_names
-from ._base import Block, bottleneck, odd, one_of, pointwise, positive, reduced, weights
+from ._base import Block, bottleneck, bottleneck_options, odd, one_of, pointwise, positive, reduced, weights
 
 ORDERS = {"mean_max": ("mean", "max"), "max_mean": ("max", "mean"), "mix": ("mix",)}
 
@@ -70,6 +70,13 @@ class ChannelAttention(Block):
         self.apply_gate = applied(apply, residual, activation)
         self.fc1 = pointwise(channels, width, bias, like) if bottleneck else None
         self.fc2 = pointwise(width, channels, bias, like)
+
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        fc1, fc2 = layers.get("fc1"), layers["fc2"]
+        if fc1 is None:
+            return {"channels": fc2.weight.shape[0], "bottleneck": False, "bias": fc2.bias is not None}
+        return bottleneck_options(fc1, fc2)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -143,6 +150,12 @@ class SpatialAttention(Block):
         side = odd("kernel_size", kernel_size) // 2
         self.conv = nn.Conv2d(len(ORDERS[order]), 1, kernel_size, padding=side, bias=bias, **like)
         self.bn = nn.BatchNorm2d(1, momentum=momentum, **like) if norm else None
+
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        conv, bn = layers["conv"], layers.get("bn")
+        options = {"kernel_size": conv.weight.shape[-1], "bias": conv.bias is not None, "norm": bn is not None}
+        return options if bn is None else {**options, "momentum": bn.momentum}
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -221,6 +234,12 @@ class CBAM(Block):
         self.spatial = SpatialAttention(
             channels, kernel_size, order, norm, momentum, spatial_bias, spatial_gate, **like
         )
+
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        channel = ChannelAttention.options_of({path.removeprefix("channel."): layer for path, layer in layers.items()})
+        spatial = SpatialAttention.options_of({path.removeprefix("spatial."): layer for path, layer in layers.items()})
+        return {"mlp_bias": channel.pop("bias"), "spatial_bias": spatial.pop("bias"), **channel, **spatial}
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -66,6 +67,11 @@ class ECA(Block):
         # A circular convolution is padded where it is called: torch's own refuses a pad wider than the input.
         side = odd("kernel_size", kernel_size) // 2 if padding == "zeros" else 0
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=side, bias=bias, device=device, dtype=dtype)
+
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        conv = layers["conv"]
+        return {"kernel_size": conv.weight.shape[-1], "bias": conv.bias is not None}
 
     def settings(self) -> dict[str, Any]:
         return {"padding": self.padding, "gate": self.gate, "activation": self.activation}

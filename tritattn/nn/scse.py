@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops, reference
-from ._base import Block, bottleneck, one_of, pointwise, positive, reduced, weights
+from ._base import Block, bottleneck, bottleneck_options, one_of, pointwise, positive, reduced, weights
 
 
 class ChannelSE(Block):
@@ -54,6 +55,10 @@ class ChannelSE(Block):
         self.fc1 = pointwise(channels, width, bias, like)
         self.fc2 = pointwise(width, channels, bias, like)
 
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        return bottleneck_options(layers["fc1"], layers["fc2"])
+
     def settings(self) -> dict[str, Any]:
         return {"hidden": self.act, "gate": self.gate, "activation": self.activation}
 
@@ -97,6 +102,11 @@ class SpatialSE(Block):
         super().__init__(residual, activation)
         self.gate = one_of("gate", gate, reference.GATES)
         self.conv = pointwise(positive("channels", channels), 1, bias, {"device": device, "dtype": dtype})
+
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        conv = layers["conv"]
+        return {"channels": conv.weight.shape[1], "bias": conv.bias is not None}
 
     def settings(self) -> dict[str, Any]:
         return {"gate": self.gate, "activation": self.activation}
@@ -149,6 +159,10 @@ class ConcurrentSE(Block):
         self.combine = one_of("combine", combine, ("sum", "max"))
         self.channel = ChannelSE(channels, rd_ratio, rd_channels, rd_divisor, bias, act, gate, **like)
         self.spatial = SpatialSE(channels, bias, gate, **like)
+
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        return bottleneck_options(layers["channel.fc1"], layers["channel.fc2"])
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from .. import ops, reference
-from ._base import Block, bottleneck, one_of, pointwise, positive, reduced, weights
+from ._base import Block, bottleneck, bottleneck_options, one_of, pointwise, positive, reduced, weights
 
 
 class SqueezeExcite(Block):
@@ -59,6 +60,10 @@ class SqueezeExcite(Block):
         self.fc1 = pointwise(channels, width, bias, like)
         self.fc2 = pointwise(width, channels, bias, like)
 
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        return bottleneck_options(layers["fc1"], layers["fc2"])
+
     def settings(self) -> dict[str, Any]:
         return {
             "pool": self.pool,
@@ -108,6 +113,11 @@ class EffectiveSqueezeExcite(Block):
         super().__init__(residual, activation)
         self.gate = one_of("gate", gate, reference.GATES)
         self.fc = pointwise(positive("channels", channels), channels, bias, {"device": device, "dtype": dtype})
+
+    @classmethod
+    def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
+        fc = layers["fc"]
+        return {"channels": fc.weight.shape[0], "bias": fc.bias is not None}
 
     def settings(self) -> dict[str, Any]:
         return {"gate": self.gate, "activation": self.activation}

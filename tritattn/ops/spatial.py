@@ -46,12 +46,12 @@ def _fake(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, 
 
 def _launch(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec: Spec) -> tuple[Tensor, ...]:
     m = Map(x)
-    spatial, logits, map_slot, gate_slot, *excited, stats, aux = _fake(
+    spatial, logits, map_slot, spatial_slot, *excited, stats, aux = _fake(
         m.x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec
     )  # fmt: skip
     if spec.kind != "none":
         logits, *excited = _excite.forward(m, w1, b1, w2, b2, spec, one_launch=True)
-    rest = (logits, map_slot, gate_slot, *excited, stats, aux)
+    rest = (logits, map_slot, spatial_slot, *excited, stats, aux)
     config = m.config("column")
     k = kernels()
     k.spatial_squeeze_fwd_kernel[(m.n * -(-m.hw // config.block_p),)](
@@ -175,17 +175,17 @@ def _reference(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_
     return spatial.to(_logits_dtype(x, spec)), logits
 
 
-def _share(da: Tensor, inputs: Sequence[Any], spatial: Tensor | None, spec: Spec) -> Tensor:
+def _share(da: Tensor, inputs: Sequence[Any], spatial: Tensor | None, spec: Spec) -> tuple[Tensor, ...]:
     """The gate's share of dx: da f(logits) h(spatial)."""
     x, w1, b1, w2, b2, *_ = inputs
     logits = _excite.plain(x, w1, b1, w2, b2, spec) if spec.kind != "none" else None
-    return _gate_reference(da, logits, spatial, None, None, None, spec._replace(activation="none"))[0]
+    return _gate_reference(da, logits, spatial, None, None, None, spec._replace(activation="none"))
 
 
 spatial_squeeze = RelaySqueeze(
     "spatial_squeeze",
     inputs=INPUTS,
-    outputs=("spatial", "logits", "map_slot", "gate_slot", *_excite.RESULTS[1:], "stats", "saux"),
+    outputs=("spatial", "logits", "map_slot", "spatial_slot", *_excite.RESULTS[1:], "stats", "saux"),
     differentiable=4,
     saved=(*_excite.RESULTS, "stats", "saux"),
     batched=("x",),
@@ -199,7 +199,7 @@ spatial_squeeze = RelaySqueeze(
 # -- the gate --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _gate_launch(x, channel, spatial, residual, map_slot, gate_slot, spec: Spec) -> tuple[Tensor, ...]:
+def _gate_launch(x, channel, spatial, residual, map_slot, spatial_slot, spec: Spec) -> tuple[Tensor, ...]:
     return (gate_forward(Map(x), channel, spatial.contiguous(), residual, spec),)
 
 
@@ -216,18 +216,18 @@ def _gate_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> S
     return None if da is None else m.output(da), dchannel, dspatial, None, None, None
 
 
-def _gate_reference(x, channel, spatial, residual, map_slot, gate_slot, spec: Spec) -> tuple[Tensor, ...]:
+def _gate_reference(x, channel, spatial, residual, map_slot, spatial_slot, spec: Spec) -> tuple[Tensor, ...]:
     return gate_family.reference(x, channel, spatial, None, residual, spec)
 
 
 spatial_gate = RelayGate(
     "spatial_gate",
-    inputs=("x", "channel?", "spatial", "residual?", "map_slot?", "gate_slot?"),
+    inputs=("x", "channel?", "spatial", "residual?", "map_slot?", "spatial_slot?"),
     outputs=("y",),
     differentiable=1,
     saved=(),
-    batched=("x", "channel", "spatial", "residual", "map_slot", "gate_slot"),
-    fake=lambda x, channel, spatial, residual, map_slot, gate_slot, spec: (torch.empty_like(x),),
+    batched=("x", "channel", "spatial", "residual", "map_slot", "spatial_slot"),
+    fake=lambda x, channel, spatial, residual, map_slot, spatial_slot, spec: (torch.empty_like(x),),
     launch=_gate_launch,
     backward=_gate_backward,
     reference=_gate_reference,

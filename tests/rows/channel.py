@@ -1,0 +1,74 @@
+"""Channel gates and channel statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from eager_blocks import channel_gate, conv_gate, pooled
+from torch import Tensor
+
+from tritattn import ops
+
+from .op import EVEN, Op, Params, fc, mlp, statistics
+
+
+def _channel(name: str, function: str, shapes: Callable, options: Params, peer: Params, scaled: str = "w1", **more: Any) -> Op:
+    """A channel gate: tritattn.ops.<function> with `options`, and channel_gate above with `peer`."""
+
+    def call(x: Tensor, p: Params, **epilogue: Any) -> Tensor:
+        names = ("w", "b") if function == "ese" else ("w1", "b1", "w2", "b2")
+        tensors = [p["w2"], p["b2"]] if function == "ese" else [p[n] for n in names]
+        return getattr(ops, function)(x, *tensors, **options, **epilogue)
+
+    return Op(name, shapes, call, lambda x, p: x * channel_gate(x, p, **peer), (scaled,), ("channel_gate",), (3, 4, 5), **more)
+
+
+def _eca(name: str, k: int, bias: bool, main: bool = False, **options: Any) -> Op:
+    return Op(
+        name,
+        lambda s: {"w": (1, 1, k), "b": (1,) if bias else None},
+        lambda x, p, **epilogue: ops.eca(x, p["w"], p["b"], **options, **epilogue),
+        lambda x, p: x * conv_gate(x, p, **options),
+        ("w",),
+        ("channel_gate",),
+        (3, 4, 5),
+        main=main,
+    )
+
+
+POOLS = ("avg", "max", "lp", "lse")
+OPS = [
+    _channel("se", "se", mlp(), {}, {}, main=True),
+    _channel(
+        "se-silu", "se", mlp(False, True), {"hidden": "silu", "gate": "hard_sigmoid", "pool": "avg_max"},
+        {"hidden": "silu", "gate": "hard_sigmoid", "pools": ["avg_max"]},
+    ),
+    _channel("se-gelu", "se", mlp(), {"hidden": "gelu", "gate": "relu"}, {"hidden": "gelu", "gate": "relu"}),
+    _channel(
+        "se-even", "se", mlp(), {"hidden": "leaky_relu", "gate": "none", "pool": "avg_max", **EVEN},
+        {"hidden": "leaky_relu", "gate": "none", "pools": ["avg_max"], **EVEN},
+    ),
+    _channel("se-relu6", "se", mlp(), {"hidden": "relu6"}, {"hidden": "relu6"}),
+    _channel("se-hardswish", "se", mlp(), {"hidden": "hardswish"}, {"hidden": "hardswish"}),
+    _channel("cse", "cse", mlp(conv=True), {"hidden": "none"}, {"hidden": "none"}, main=True),
+    _channel("ese", "ese", fc(), {}, {"gate": "hard_sigmoid"}, "w2", main=True),
+    _channel("ese-sigmoid", "ese", fc(False), {"gate": "sigmoid"}, {}, "w2"),
+    _eca("eca", 3, False, main=True),
+    _eca("eca-circular", 9, True, padding="circular"),
+    _eca("eca-wide", 9, True, gate="hard_sigmoid"),
+    _channel("channel_attention", "channel_attention", mlp(), {}, {"pools": ["avg", "max"]}, main=True),
+    _channel("channel_attention-even", "channel_attention", mlp(False), {"pools": ["max"], **EVEN}, {"pools": ["max"], **EVEN}),
+    _channel("channel_attention-pools", "channel_attention", mlp(), {"pools": POOLS}, {"pools": POOLS}),
+    _channel("channel_attention-fc", "channel_attention", fc(), {"pools": ["lse", "avg"]}, {"pools": ["lse", "avg"]}, "w2"),
+    replace(
+        _channel("channel_attention-gate", "channel_attention", mlp(), {"apply": False}, {"pools": ["avg", "max"]}),
+        eager=lambda x, p: channel_gate(x, p, ("avg", "max")), families=("channel_squeeze",), epilogue=False,
+    ),
+    statistics("channel_statistics", lambda x: ops.channel_statistics(x, POOLS), lambda x: torch.stack([pooled(x, p) for p in POOLS], 1),
+                "channel_squeeze", (3, 4, 5), main=True),
+    statistics("channel_statistics-even", lambda x: ops.channel_statistics(x, ["avg_max"], max_grad="even"),
+                lambda x: pooled(x, "avg_max", "even")[:, None], "channel_squeeze", (3, 4, 5)),
+]  # fmt: skip

@@ -1,0 +1,24 @@
+"""What is known of other packages' blocks: one entry per block, for `convert` and for loading checkpoints alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from . import cbam, channel, scse
+from .entry import GATES, HIDDEN, NoFit, Peer
+
+__all__ = ["GATES", "HIDDEN", "PEERS", "NoFit", "Peer", "candidates"]
+
+PEERS: tuple[Peer, ...] = (*channel.PEERS, *scse.PEERS, *cbam.PEERS)
+_BY_CLASS: dict[str, list[Peer]] = {}
+for _peer in PEERS:
+    for _name in _peer.classes:
+        _BY_CLASS.setdefault(_name, []).append(_peer)
+
+
+def candidates(block: nn.Module) -> Sequence[Peer]:
+    """The entries that go by the block's class name; under FSDP2 that is the name of the class below FSDP's own."""
+    names = [kind.__name__ for kind in type(block).__mro__]
+    return _BY_CLASS.get(names[2] if "FSDPModule" in names else names[0], ())
