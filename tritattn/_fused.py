@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copyreg
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor, nn
 
 from . import nn as blocks
 from ._match import Match, bypassed, plain_type, squeezed
-from .nn._base import Block, not_scriptable, obstacle, own_code, sublayer
+from .nn._base import Block, obstacle, sublayer
+from .nn._derived import Derived, derived_type, original_type
 from .peers import NoFit
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -97,8 +95,8 @@ def _check_shapes(path: str, theirs: Any, ours: Any) -> None:
             raise NoFit(f"{path}.{name} has shape {shapes[0]}, expected {shapes[1]}")
 
 
-class Fused:
-    """Mixed into the class of a converted block."""
+class Fused(Derived):
+    """A converted block."""
 
     _tritattn: Plan
 
@@ -108,46 +106,17 @@ class Fused:
             return plan.run(self, *args)  # type: ignore[arg-type]
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
-    def __prepare_scriptable__(self) -> NoReturn:
-        not_scriptable(self)  # type: ignore[arg-type]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class is made at run time: name the original one instead, and make it again.
-        reduced: Any = super().__reduce_ex__(max(protocol, 2))
-        function, arguments, *state = reduced
-        if function is copyreg.__newobj__:  # type: ignore[attr-defined]
-            return (_rebuild, (original_type(type(self)), *arguments[1:]), *state)
-        return (function, arguments, *state)
-
-
-@cache
-def fused_type(original: Any) -> Any:
-    """The subclass of `original` that converted blocks of that class get; under its name."""
-    own = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
-    own["forward"] = own_code(Fused.forward)
-    return types.new_class(original.__name__, (Fused, original), exec_body=lambda body: body.update(own))
-
-
-def original_type(kind: type) -> type:
-    order = kind.__mro__
-    return order[order.index(Fused) + 1]
-
-
-def _rebuild(original: type, *arguments: Any) -> nn.Module:
-    kind = fused_type(original)
-    return kind.__new__(kind, *arguments)
-
 
 def install(block: nn.Module, plan: Plan) -> None:
     block.__dict__["_tritattn"] = plan
     original: Any = type(block)
-    block.__class__ = fused_type(original)
+    block.__class__ = derived_type(Fused, original)
 
 
 def uninstall(block: Any) -> bool:
     """Undoes `install`; False where the block's class has been changed since."""
     original = original_type(type(block))
-    if type(block) is not fused_type(original):
+    if type(block) is not derived_type(Fused, original):
         return False
     block.__class__ = original
     del block.__dict__["_tritattn"]

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from . import nn as blocks
-from ._fused import Fused, install, make_plan, original_type, uninstall
+from ._fused import Fused, install, make_plan, uninstall
 from ._match import Absent, match
 from ._verify import verify
 from .nn._base import Block
+from .nn._derived import original_type
 from .peers import NoFit, candidates
 
 

@@ -1,5 +1,7 @@
 """The attention blocks as modules: parameters and forward, nothing else."""
 
+from ._attach import attach
+from ._registry import available, create, register
 from .attention import Attention
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
@@ -17,4 +19,8 @@ __all__ = [
     "SpatialAttention",
     "SpatialSE",
     "SqueezeExcite",
+    "attach",
+    "available",
+    "create",
+    "register",
 ]

@@ -155,6 +155,9 @@ class Block(nn.Module):
         """The block on given layers; `settings` are those of an instance, and `residual`."""
         raise NotImplementedError
 
+    def initialise(self) -> None:
+        """Sets the parameters that the authors' networks start from other values than the layers' own."""
+
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of `fused` that this instance's options stand for."""
         return {"activation": self.activation}

@@ -157,6 +157,11 @@ class SpatialAttention(Block):
         options = {"kernel_size": conv.weight.shape[-1], "bias": conv.bias is not None, "norm": bn is not None}
         return options if bn is None else {**options, "momentum": bn.momentum}
 
+    def initialise(self) -> None:
+        """A gate of a half everywhere: BatchNorm's weight at zero."""
+        if self.bn is not None and self.bn.weight is not None:
+            nn.init.zeros_(self.bn.weight)
+
     def settings(self) -> dict[str, Any]:
         return {
             "order": self.order,
@@ -240,6 +245,9 @@ class CBAM(Block):
         channel = ChannelAttention.options_of({path.removeprefix("channel."): layer for path, layer in layers.items()})
         spatial = SpatialAttention.options_of({path.removeprefix("spatial."): layer for path, layer in layers.items()})
         return {"mlp_bias": channel.pop("bias"), "spatial_bias": spatial.pop("bias"), **channel, **spatial}
+
+    def initialise(self) -> None:
+        self.spatial.initialise()
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,64 @@
+"""The blocks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from .cbam import CBAM, ChannelAttention, SpatialAttention
+from .eca import ECA
+from .scse import ChannelSE, ConcurrentSE, SpatialSE
+from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
+
+Factory = Callable[..., nn.Module]
+
+# The names of tritattn.ops, with the defaults of each block's authors; below them timm's names that are not among these, with timm's defaults.
+_FACTORIES: dict[str, Factory] = {
+    "cbam": CBAM,
+    "channel_attention": ChannelAttention,
+    "cse": ChannelSE,
+    "eca": ECA,
+    "ese": EffectiveSqueezeExcite,
+    "scse": ConcurrentSE,
+    "se": SqueezeExcite,
+    "spatial_attention": SpatialAttention,
+    "sse": SpatialSE,
+    # timm's
+    "ceca": partial(ECA, rule="timm", padding="circular"),
+    "lcbam": partial(CBAM, pools=("avg_max",), mlp_bias=False, order="mix", momentum=0.1, max_grad="even"),
+}
+
+
+def available() -> tuple[str, ...]:
+    """The names that `create` takes, those of `register` included."""
+    return tuple(sorted(_FACTORIES))
+
+
+def register(name: str, factory: Factory) -> None:
+    """Give a block of your own a name for `create` and `attach`.
+
+    factory: a class, or a function, whose first positional argument is the number of channels. Raises ValueError where the name is taken.
+    """
+    if not callable(factory):
+        raise TypeError(f"factory: got {type(factory).__name__}, expected a class or a function")
+    if _FACTORIES.setdefault(name, factory) is not factory:
+        raise ValueError(f"name: got {name!r}, which is {_FACTORIES[name]}")
+
+
+def create(name: str | Factory, channels: int, **options: Any) -> nn.Module:
+    """The block of that name for maps of `channels` channels.
+
+    Args:
+        name: one of `available()`: the names of tritattn.ops, and timm's `create_attn` names where they differ. Or a class or function of your own.
+        options: of its constructor; device and dtype among them.
+
+    Raises: ValueError for an unknown name, and what the constructor raises.
+    """
+    if callable(name):
+        return name(channels, **options)
+    if name not in _FACTORIES:
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(available())}")
+    return _FACTORIES[name](channels, **options)
