@@ -121,6 +121,19 @@ def codegen(
 
 
 @app.command()
+def features(
+    csv: Annotated[Path, typer.Option(help="where the rows go; an interrupted run of the same command goes on in it")],
+    readme: Annotated[Path | None, typer.Option(help="a Markdown file whose table, between <!-- features --> markers, is replaced")] = None,
+    blocks: Annotated[str | None, typer.Option(help="comma list of blocks; all of them")] = None,
+) -> None:
+    """Run every block in every way that it is promised to work, in the interpreter: the table of the README. No GPU needed."""
+    from . import features as table
+
+    table.features(csv, console, readme=readme, only=_several(blocks, (), tuple(table.names())))
+    console.print(f"rows in {csv}")
+
+
+@app.command()
 def compare(a: Annotated[Path, typer.Argument(help="the sweep before")], b: Annotated[Path, typer.Argument(help="the sweep after")]) -> None:
     """Compare two sweeps of one device: exit 1 where B is slower beyond max(5 %, noise) or no longer right, 2 where they cannot be compared."""
     from . import compare as comparing

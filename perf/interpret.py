@@ -36,8 +36,13 @@ def count(case: Case, batch: int) -> dict[str, Moved]:
     return {"fwd": forward.moved, "bwd": backward.moved}
 
 
+def warm_up() -> None:
+    """What a process allocates once is not counted."""
+    count(make_case("cbam", "bf16", "contiguous", 1, Site(1, 8, 4, 4, 2)), 1)
+
+
 def main() -> None:
-    count(make_case("cbam", "bf16", "contiguous", 1, Site(1, 8, 4, 4, 2)), 1)  # what a process allocates once is not counted
+    warm_up()
     for line in sys.stdin:
         asked = json.loads(line)
         try:

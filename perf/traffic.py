@@ -47,31 +47,47 @@ def eager(case: Case) -> dict[str, Moved]:
     return {"fwd": forward.moved, "bwd": backward.moved}
 
 
+class Worker:
+    """A process that answers questions in JSON lines. Once it has died, every answer is {"unavailable": why}."""
+
+    def __init__(self, module: str, **variables: str):
+        self.module = module
+        variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **variables}
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen([sys.executable, "-m", module], cwd=ROOT, env={**os.environ, **variables}, text=True, **pipes)
+
+    def ask(self, question: dict[str, Any]) -> Answers:
+        assert self.process.stdin and self.process.stdout
+        line = ""
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(question) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self.process.wait()
+        self.errors.seek(0)
+        last = next(reversed(self.errors.read().split("\n")[:-1]), "")
+        return {"unavailable": f"{self.module} ended with exit status {self.process.returncode}: {last}"[:300]}
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.errors):
+            assert pipe
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+
 def ask(module: str, questions: Iterable[dict[str, Any]], **variables: str) -> Iterator[Answers]:
-    """Answers of a worker process, in order; once it has died, {"unavailable": why} for the rest."""
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **variables}
-    command = [sys.executable, "-m", module]
-    with tempfile.TemporaryFile("w+") as errors:
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **variables}, text=True, **pipes)
-        assert worker.stdin and worker.stdout
-        try:
-            for question in questions:
-                line = ""
-                with suppress(BrokenPipeError):
-                    worker.stdin.write(json.dumps(question) + "\n")
-                    worker.stdin.flush()
-                    line = worker.stdout.readline()
-                if line:
-                    yield json.loads(line)
-                else:
-                    worker.wait()
-                    errors.seek(0)
-                    last = next(reversed(errors.read().split("\n")[:-1]), "")
-                    yield {"unavailable": f"{module} ended with exit status {worker.returncode}: {last}"[:300]}
-        finally:
-            worker.kill()
-            worker.wait()
+    """Answers of a worker process, in order."""
+    worker = Worker(module, **variables)
+    try:
+        for question in questions:
+            yield worker.ask(question)
+    finally:
+        worker.close()
 
 
 def plan(op_names: Sequence[str], sites: Sequence[Site], layouts: Sequence[str], dtype: str) -> list[Case]:

@@ -386,3 +386,29 @@ def test_compare_gives_a_geometric_mean_for_each_op(tmp_path):
     found = compare.compare(a, b)
     assert compare.geomean(found.rows[found.rows.op == "se"].ratio) == pytest.approx(1.0)
     assert len(found.regressions) == 2 and found.exit_code == 1
+
+
+def test_the_table_of_features_goes_between_its_markers(tmp_path):
+    from perf import features
+    from perf.schema import FEATURES, frame
+
+    found = dict.fromkeys(FEATURES, "yes") | {name: "2" for name in FEATURES if "_fwd" in name or "_bwd" in name}
+    rows = [found | {"op": "se", "module": "SqueezeExcite"}, found | {"op": "sse", "fp16": "off by 1e-1", "compile_launches_bwd": ""}]
+    lines = features.markdown(frame(rows, FEATURES)).splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+    assert "✓" in lines[2] and "off by 1e-1" in lines[3] and "2 / ?" in lines[3]
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- features -->\nold\n<!-- /features -->\nafter\n")
+    features._insert(readme, "new")
+    features._insert(readme, "new")
+    assert readme.read_text() == "before\n<!-- features -->\nnew\n<!-- /features -->\nafter\n"
+    readme.write_text("nothing")
+    with pytest.raises(ValueError, match="no <!-- features -->"):
+        features._insert(readme, "new")
+
+
+def test_every_block_of_the_harness_is_in_the_table():
+    from perf import features
+
+    assert set(features.names()) == set(BLOCKS) - {"scse_max"}
+    assert features.checkpoints("se") and "timm" in features.checkpoints("cbam")
