@@ -134,6 +134,24 @@ def features(
 
 
 @app.command()
+def digits(
+    csv: Annotated[Path, typer.Option(help="where the rows go, and beside it the figure; an interrupted run of the same command goes on in it")],
+    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    seeds: Annotated[int, typer.Option(min=1, help="networks per block")] = 3,
+    blocks: Annotated[str | None, typer.Option(help="comma list of blocks, or none for the plain network; all of them")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
+) -> None:
+    """Train a small network with every block on scikit-learn's digits: seconds per block on a CPU."""
+    from . import digits as example
+    from . import features as table
+
+    chosen = _several(blocks, (), (example.PLAIN, *table.names()))
+    example.digits(csv, console, epochs=epochs, seeds=seeds, blocks=chosen, device=_device(device), resume=not fresh)
+    console.print(f"rows in {csv}")
+
+
+@app.command()
 def compare(a: Annotated[Path, typer.Argument(help="the sweep before")], b: Annotated[Path, typer.Argument(help="the sweep after")]) -> None:
     """Compare two sweeps of one device: exit 1 where B is slower beyond max(5 %, noise) or no longer right, 2 where they cannot be compared."""
     from . import compare as comparing
@@ -153,23 +171,25 @@ def report(
     sweep: Annotated[Path | None, typer.Option(help="CSV of a sweep")] = None,
     traffic: Annotated[Path | None, typer.Option(help="CSV of traffic")] = None,
     codegen: Annotated[Path | None, typer.Option(help="CSV of codegen")] = None,
+    digits: Annotated[Path | None, typer.Option(help="CSV of digits")] = None,
 ) -> None:
     """One HTML page with the figures and the environment of any of the CSVs, which opens without a network."""
     from . import report as reporting
 
-    paths = {kind: path for kind, path in (("sweep", sweep), ("traffic", traffic), ("codegen", codegen)) if path}
+    paths = {kind: path for kind, path in (("sweep", sweep), ("traffic", traffic), ("codegen", codegen), ("digits", digits)) if path}
     if not paths:
-        raise typer.BadParameter("give at least one of --sweep, --traffic and --codegen")
+        raise typer.BadParameter("give at least one of --sweep, --traffic, --codegen and --digits")
     console.print(f"report in {reporting.report(out, paths)}")
 
 
 @app.command("all")
 def everything(out: Annotated[Path, typer.Option(help="folder for the CSVs and the report")] = ROOT / "perf" / "results" / "local") -> None:
-    """A quick sweep, traffic and codegen for the machine it runs on, and the report: within five minutes on two CPU cores."""
-    files = {kind: out / f"{kind}.csv" for kind in ("sweep", "traffic", "codegen")}
+    """A quick sweep, traffic, codegen and example for the machine it runs on, and the report: within five minutes on two CPU cores."""
+    files = {kind: out / f"{kind}.csv" for kind in ("sweep", "traffic", "codegen", "digits")}
     sweep(files["sweep"], quick=True, fresh=True)
     traffic(files["traffic"], quick=True, fresh=True)
     codegen(files["codegen"], quick=True, fresh=True)
+    digits(files["digits"], epochs=2, seeds=1, fresh=True)
     report(out / "report.html", **files)
     for path in (*files.values(), out / "report.html"):
         console.print(str(path), soft_wrap=True)

@@ -122,3 +122,21 @@ def traffic_figure(table: pd.DataFrame) -> str | None:
     panels[0].set_title("map traffic: reads and writes of the map, in units of one read or write of N·C·H·W elements", fontsize=10)
     panels[0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return svg(figure)
+
+
+def accuracy_figure(table: pd.DataFrame) -> str | None:
+    """Accuracy of the digits' networks by block: a dot per seed, a bar at their mean."""
+    good = table[table.status == "ok"]
+    if good.empty:
+        return None
+    means = good.groupby("block", sort=False).accuracy.mean().sort_values()
+    positions = {name: i for i, name in enumerate(means.index)}
+    figure = Figure(figsize=(7, 0.6 + 0.22 * len(means)), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(100 * good.accuracy, good.block.map(positions), ".", color=COLOURS["eager"], label="a seed")
+    axes.plot(100 * means, range(len(means)), "|", markersize=10, markeredgewidth=2, color=COLOURS["tritattn"], label="mean")
+    axes.set_yticks(range(len(means)), list(means.index), fontsize=8)
+    axes.set_xlabel("% right of the digits held out")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return svg(figure)

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from . import plots
-from .schema import CODEGEN, ENVIRONMENT, SWEEP, TRAFFIC, read
+from .schema import CODEGEN, DIGITS, ENVIRONMENT, SWEEP, TRAFFIC, read
 from .summary import geomean, speedups
 
-KINDS = {"sweep": SWEEP, "traffic": TRAFFIC, "codegen": CODEGEN}
+KINDS = {"sweep": SWEEP, "traffic": TRAFFIC, "codegen": CODEGEN, "digits": DIGITS}
 
 
 def _environment(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def _codegen_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _not_ok(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    columns = {"sweep": "op", "traffic": "op", "codegen": "kernel"}
+    columns = {"sweep": "op", "traffic": "op", "codegen": "kernel", "digits": "block"}
     found = []
     for kind, table in tables.items():
         bad = table[table.status != "ok"]
@@ -62,7 +62,7 @@ def _html(table: pd.DataFrame, index: bool = False) -> str:
 
 
 def report(out: str | os.PathLike[str], paths: Mapping[str, str | os.PathLike[str]]) -> Path:
-    """Write the page from the CSVs in `paths`, a subset of sweep, traffic and codegen."""
+    """Write the page from the CSVs in `paths`, a subset of sweep, traffic, codegen and digits."""
     from jinja2 import Environment, FileSystemLoader
 
     tables = {kind: read(path, KINDS[kind]) for kind, path in paths.items()}
@@ -81,6 +81,11 @@ def report(out: str | os.PathLike[str], paths: Mapping[str, str | os.PathLike[st
     if "codegen" in tables:
         note = "The most resources and the narrowest map accesses over the configurations compiled for each target."
         sections.append({"title": "Generated code", "note": note, "figures": [], "tables": [_html(_codegen_table(tables["codegen"]))]})
+    if "digits" in tables:
+        note = "A small residual network trained on scikit-learn's digits with each block: that they learn, not which is best."
+        link = os.path.relpath(paths["digits"], Path(out).parent)
+        figure = plots.accuracy_figure(tables["digits"])
+        sections.append({"title": "An example", "note": note, "link": link, "figures": [figure] if figure else [], "tables": []})
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = templates.get_template("report.html.j2").render(
         sections=sections, environment=_html(_environment(tables), index=True), failures=_html(_not_ok(tables))

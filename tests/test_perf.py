@@ -412,3 +412,23 @@ def test_every_block_of_the_harness_is_in_the_table():
 
     assert set(features.names()) == set(BLOCKS) - {"scse_max"}
     assert features.checkpoints("se") and "timm" in features.checkpoints("cbam")
+
+
+def test_the_example_learns(tmp_path):
+    import io
+
+    from rich.console import Console
+
+    from perf import digits
+    from perf.schema import DIGITS, read
+
+    threads = torch.get_num_threads()
+    path, console = tmp_path / "digits.csv", Console(file=io.StringIO(), width=150)
+    try:
+        digits.digits(path, console, epochs=2, seeds=1, blocks=("none", "se", "unknown"))
+    finally:
+        torch.set_num_threads(threads)
+    table = read(path, DIGITS).set_index("block")
+    assert (table.accuracy[["none", "se"]] > 0.8).all() and table.parameters["se"] > table.parameters["none"]
+    assert table.status["unknown"].startswith("error: ValueError: name: got 'unknown'")
+    assert "unknown" in console.file.getvalue() and path.with_suffix(".svg").read_text().startswith("<svg")
