@@ -137,6 +137,19 @@ _ACCESSES: dict[str, tuple[tuple[str, ...], int | None]] = {
 }
 
 
+def read_indices() -> None:
+    """Triton 3.6 makes an array of one element into an index in a way that numpy 2.4 refuses and earlier versions warn of."""
+    import triton.runtime.interpreter as interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
 @contextmanager
 def interpreted(counter: Counter) -> Iterator[Counter]:
     """Inside the block, kernels that the interpreter runs count into `counter`: each access by the distinct sectors that its unmasked lanes touch.

@@ -75,6 +75,7 @@ class DescribedDriver:
 def describe_gpu() -> None:
     """Make torch believe in the GPU of H200, as far as generating code goes."""
     from torch._dynamo import device_interface
+    from torch._subclasses import fake_tensor
     from triton.runtime.driver import driver
 
     driver.set_active(DescribedDriver())
@@ -97,6 +98,9 @@ def describe_gpu() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+    # a torch built for CUDA would ask the driver for its stream and for a context
+    torch.accelerator.is_available = lambda: False
+    fake_tensor.init_gpu_context = lambda device: None  # type: ignore[assignment]
     torch.cuda.random._lazy_init = torch.cuda._lazy_init  # type: ignore[attr-defined]
     torch._C._cuda_getCurrentRawStream = lambda device: 0  # type: ignore[attr-defined]
     # the method guards the device, which is not there; the operator behind it does not

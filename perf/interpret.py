@@ -17,7 +17,7 @@ import tritattn
 
 from .cases import Case, Inputs, make_case
 from .choices import for_batch
-from .counting import Counter, Moved, interpreted, map_order
+from .counting import Counter, Moved, interpreted, map_order, read_indices
 from .providers import build
 from .shapes import Site
 
@@ -42,6 +42,7 @@ def warm_up() -> None:
 
 
 def main() -> None:
+    read_indices()
     warm_up()
     for line in sys.stdin:
         asked = json.loads(line)

@@ -267,6 +267,18 @@ def test_jit_trace(name):
     same({"y": torch.jit.load(file)(x).detach()}, {"y": block(x).detach()})
 
 
+@every_block
+def test_symbolic_trace(name):
+    """Of a network, and of the result again: the op stays one node."""
+    block, x = build(name), feature_map()
+    traced = torch.fx.symbolic_trace(torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), block)))
+    (called,) = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert getattr(ops, called.__name__) is called
+    same(gradients(block, traced, x), expected(block, x))
+    again = pickle.loads(pickle.dumps(traced.eval()))
+    same({"y": again(x).detach()}, {"y": block(x).detach()})
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
 @every_block
 def test_jit_script_says_what_to_do(name):

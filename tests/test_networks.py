@@ -149,4 +149,4 @@ def test_redrawn_networks_would_show_a_difference():
         model.scse.sSE.Conv1x1.weight.mul_(1 + 1e-6)
     x = torch.randn(2, 3, size, size, dtype=torch.float64)
     with pytest.raises(AssertionError, match="^logits"):
-        close(model(x), original(x), float(original(x).abs().max()), "logits")
+        close(model(x), original(x), original(x).abs().max().item(), "logits")

@@ -111,7 +111,14 @@ def _without_autocast(device_type: str) -> Any:
     """A compiler knows the public way alone, which costs an eager call 6 us."""
     if not torch.compiler.is_compiling():
         return torch._C._DisableAutocast()
-    return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()
+    return torch.autocast(device_type, enabled=False) if _has_autocast(device_type) else nullcontext()
+
+
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
+_has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _transformed() -> bool:

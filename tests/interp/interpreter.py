@@ -14,6 +14,8 @@ import torch
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
 
+from perf.counting import read_indices
+
 FLOATS = {tl.bfloat16: torch.bfloat16, tl.float16: torch.float16, tl.float32: torch.float32, tl.float64: torch.float64}
 
 
@@ -36,6 +38,7 @@ def faithful() -> None:
         converted = (stored.view(torch.bfloat16) if kinds[0] == tl.bfloat16 else stored).to(FLOATS[kinds[1]])
         return interpreter.TensorHandle((converted.view(torch.uint16) if kinds[1] == tl.bfloat16 else converted).numpy(), kinds[1])
 
+    read_indices()
     patch_lang = interpreter._patch_lang
     everything = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
 

@@ -3,6 +3,8 @@
 Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam. Primitives: channel_statistics, spatial_statistics, gate.
 """
 
+import torch.fx
+
 from .channel import channel_attention, channel_statistics, cse, eca, ese, se
 from .gate import gate
 from .pixel import scse, sse
@@ -22,3 +24,7 @@ __all__ = [
     "spatial_statistics",
     "sse",
 ]
+
+# A node of their own each in what torch.fx.symbolic_trace makes: its stand-ins for tensors have no shapes to check.
+for _name in __all__:
+    torch.fx.wrap(_name)
