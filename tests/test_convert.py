@@ -197,8 +197,7 @@ LEFT = {
     "a bias": (lambda: changed(blog.csSE(16), "sSE.Conv1x1", nn.Conv2d(16, 1, 1)), r"sSE\.Conv1x1\.bias has shape"),
     "own forward": (lambda: overridden(external.SEAttention(16, 4)), "it has a forward of its own"),
     "meta": (lambda: external.SEAttention(16, 4).to("meta"), "has no data"),
-    "norm in SE": (lambda: timm("SEModule")(16, norm_layer=nn.BatchNorm2d), "a norm between the two layers is not fused"),
-    "use_mlp": (lambda: timm("EcaModule")(64, use_mlp=True), "use_mlp=True"),
+    "another norm in SE": (lambda: timm("SEModule")(16, norm_layer=nn.InstanceNorm2d), "bn is a InstanceNorm2d"),
     "scripted": (lambda: torch.jit.script(smp(16)), "scripted"),
     "compiled": (lambda: torch.compile(external.SEAttention(16, 4)), "compiled"),
     "spectral_norm": (

@@ -80,24 +80,34 @@ def spatial_statistics(x: Tensor, kinds: Sequence[str] = ("mean", "max"), *, max
     return torch.stack(values, 1)
 
 
-def excite(z: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, *, kind: str, hidden: str) -> Tensor:
+def excite(
+    z: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, *, kind: str, hidden: str,
+    norm: torch.nn.Module | None = None,
+) -> Tensor:  # fmt: skip
     """The small network between squeeze and gate: statistics z [N, K, C] -> logits [N, C].
 
-    mlp: sum_k (w2 hidden(w1 z_k + b1) + b2); fc: sum_k (w2 z_k + b2); conv, circular: a 1-D convolution of z along the channels with the odd
-    kernel w2, zero or circular padding.
+    mlp: sum_k (w2 hidden(norm(w1 z_k + b1)) + b2); fc: sum_k (w2 z_k + b2); conv, circular: a 1-D convolution of z along the channels with the odd
+    kernel w2, zero or circular padding, and before it hidden of one with the kernel w1 [R, 1, 1] where there is one. norm takes one statistic, and
+    [N, R, 1, 1].
     """
     w1, b1, w2, b2 = (_acc(t, z) for t in (w1, b1, w2, b2))
     assert w2 is not None
     if kind in ("conv", "circular"):
-        k = w2.numel()
+        k = w2.shape[-1]
         if kind == "circular":
             # a gather, because torch's circular padding refuses a pad wider than the input
             index = torch.arange(-(k // 2), z.shape[-1] + k // 2, device=z.device) % z.shape[-1]
             z = z[..., index]
-        return F.conv1d(z, w2.reshape(1, 1, k), b2, padding=k // 2 if kind == "conv" else 0)[:, 0]
+        if w1 is not None:
+            z = HIDDEN[hidden](F.conv1d(z, w1, b1))
+        return F.conv1d(z, w2, b2, padding=k // 2 if kind == "conv" else 0)[:, 0]
     if kind == "mlp":
         assert w1 is not None
-        z = HIDDEN[hidden](F.linear(z, w1.flatten(1), b1))
+        z = F.linear(z, w1.flatten(1), b1)
+        if norm is not None:
+            dtype = next((p.dtype for p in norm.parameters()), z.dtype)
+            z = norm(z.to(dtype).transpose(1, 2)[..., None]).to(z.dtype)[..., 0].transpose(1, 2)
+        z = HIDDEN[hidden](z)
     t = F.linear(z, w2.flatten(1), b2)
     return t[:, 0] if t.shape[1] == 1 else t.sum(1)
 

@@ -52,6 +52,10 @@ PAIRS = {
         lambda: timm("SEModule")(32, rd_channels=5, add_maxpool=True, bias=False),
         lambda: tn.SqueezeExcite(32, rd_channels=5, pool="avg_max", bias=False, max_grad="even"),
     ),
+    "timm-SEModule-norm": (
+        lambda: timm("SEModule")(32, rd_channels=5, norm_layer=nn.BatchNorm2d),
+        lambda: tn.SqueezeExcite(32, rd_channels=5, norm=True, max_grad="even"),
+    ),
     "timm-SqueezeExcite": (lambda: efficientnet(32), lambda: tn.SqueezeExcite(32, rd_channels=8)),
     "timm-EffectiveSEModule": (lambda: timm("EffectiveSEModule")(16), lambda: tn.EffectiveSqueezeExcite(16)),
     "timm-EffectiveSEModule-max": (
@@ -59,6 +63,7 @@ PAIRS = {
         lambda: tn.ChannelAttention(16, bottleneck=False, pools=("avg_max",), gate="hard_sigmoid", max_grad="even"),
     ),
     "timm-EcaModule": (lambda: timm("EcaModule")(128), lambda: tn.ECA(128)),
+    "timm-EcaModule-mlp": (lambda: timm("EcaModule")(128, use_mlp=True), lambda: tn.create("ecam", 128)),
     "timm-CecaModule": (lambda: timm("CecaModule")(128), lambda: tn.ECA(128, padding="circular")),
     "timm-CbamModule": (
         lambda: timm("CbamModule")(32, mlp_bias=True),

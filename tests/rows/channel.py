@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from eager_blocks import channel_gate, conv_gate, pooled
-from torch import Tensor
+import torch.nn.functional as F
+from eager_blocks import channel_gate, conv_gate, over, pooled
+from torch import Tensor, nn
 
 from tritattn import ops
 
-from .op import EVEN, Op, Params, fc, mlp, statistics
+from .op import EVEN, Op, Params, fc, join, mlp, statistics
 
 
 def _channel(name: str, function: str, shapes: Callable, options: Params, peer: Params, scaled: str = "w1", **more: Any) -> Op:
@@ -39,6 +40,32 @@ def _eca(name: str, k: int, bias: bool, main: bool = False, **options: Any) -> O
     )
 
 
+def _se_norm(name: str) -> Op:
+    """With a BatchNorm between the layers, in eval: in training on two images it divides their difference by itself, and gradients are noise."""
+    shapes = join(mlp(), lambda s: {"norm": lambda: nn.BatchNorm2d(s[1] // 2 + 1).eval()})
+
+    def call(x: Tensor, p: Params, **epilogue: Any) -> Tensor:
+        return ops.se(x, *(p[n] for n in ("w1", "b1", "w2", "b2")), norm=p["norm"], **epilogue)
+
+    def eager(x: Tensor, p: Params) -> Tensor:
+        h = F.relu(p["norm"](F.linear(pooled(x, "avg"), p["w1"], p["b1"])[..., None, None]))[..., 0, 0]
+        return x * over(torch.sigmoid(F.linear(h, p["w2"], p["b2"])), x)
+
+    return Op(name, shapes, call, eager, ("w1",), ("channel_relay", "channel_relay_gate"), (3, 4, 5), main=True)
+
+
+def _ecam(name: str) -> Op:
+    def eager(x: Tensor, p: Params) -> Tensor:
+        h = F.silu(F.conv1d(pooled(x, "avg")[:, None], p["w1"], p["b1"]))
+        return x * over(torch.sigmoid(F.conv1d(h, p["w"], p["b"], padding=1)[:, 0]), x)
+
+    def call(x: Tensor, p: Params, **epilogue: Any) -> Tensor:
+        return ops.eca(x, p["w"], p["b"], w1=p["w1"], b1=p["b1"], hidden="silu", **epilogue)
+
+    shapes = lambda s: {"w1": (4, 1, 1), "b1": (4,), "w": (1, 4, 3), "b": (1,)}  # noqa: E731
+    return Op(name, shapes, call, eager, ("w1",), ("channel_relay", "channel_relay_gate"), (3, 4, 5))
+
+
 POOLS = ("avg", "max", "lp", "lse")
 OPS = [
     _channel("se", "se", mlp(), {}, {}, main=True),
@@ -53,11 +80,13 @@ OPS = [
     ),
     _channel("se-relu6", "se", mlp(), {"hidden": "relu6"}, {"hidden": "relu6"}),
     _channel("se-hardswish", "se", mlp(), {"hidden": "hardswish"}, {"hidden": "hardswish"}),
+    _se_norm("se-norm"),
     _channel("cse", "cse", mlp(conv=True), {"hidden": "none"}, {"hidden": "none"}, main=True),
     _channel("ese", "ese", fc(), {}, {"gate": "hard_sigmoid"}, "w2", main=True),
     _channel("ese-sigmoid", "ese", fc(False), {"gate": "sigmoid"}, {}, "w2"),
     _eca("eca", 3, False, main=True),
     _eca("eca-circular", 9, True, padding="circular"),
+    _ecam("eca-mlp"),
     _eca("eca-wide", 9, True, gate="hard_sigmoid"),
     _channel("channel_attention", "channel_attention", mlp(), {}, {"pools": ["avg", "max"]}, main=True),
     _channel("channel_attention-even", "channel_attention", mlp(False), {"pools": ["max"], **EVEN}, {"pools": ["max"], **EVEN}),

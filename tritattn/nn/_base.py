@@ -202,12 +202,15 @@ def not_scriptable(module: nn.Module) -> NoReturn:
     )
 
 
-def bottleneck(z: Tensor, x: Tensor, fc1: nn.Module | None, fc2: nn.Module, hidden: str) -> Tensor:
-    """sum_k fc2(hidden(fc1(z_k))) over statistics z [N, K, C], with the layers called as modules; [N, C, 1, ...] of x's rank."""
+def bottleneck(z: Tensor, x: Tensor, fc1: nn.Module | None, fc2: nn.Module, hidden: str, norm: nn.Module | None = None) -> Tensor:
+    """sum_k fc2(hidden(norm(fc1(z_k)))) over statistics z [N, K, C], with the layers called as modules; [N, C, 1, ...] of x's rank."""
     total = None
     for column in z.to(x.dtype).unbind(1):
         column = column[:, :, None, None]
-        logits = fc2(column if fc1 is None else reference.HIDDEN[hidden](fc1(column)))
+        if fc1 is not None:
+            column = fc1(column)
+            column = reference.HIDDEN[hidden](column if norm is None else norm(column))
+        logits = fc2(column)
         total = logits if total is None else total + logits
     assert total is not None
     return over_channels(total, x)

@@ -8,12 +8,19 @@ from typing import Any
 
 from torch import nn
 
+from ._base import reduced
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
 from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 Factory = Callable[..., nn.Module]
+
+
+
+def _timm_ecam(channels: int, rd_ratio: float = 1 / 8, rd_channels: int | None = None, rd_divisor: int = 8, **options: Any) -> ECA:
+    return ECA(channels, rule="timm", hidden_channels=reduced(channels, rd_ratio, rd_channels, rd_divisor), **options)
+
 
 # The names of tritattn.ops, with the defaults of each block's authors; below them timm's names that are not among these, with timm's defaults.
 _FACTORIES: dict[str, Factory] = {
@@ -27,6 +34,7 @@ _FACTORIES: dict[str, Factory] = {
     "spatial_attention": SpatialAttention,
     "sse": SpatialSE,
     # timm's
+    "ecam": _timm_ecam,
     "ceca": partial(ECA, rule="timm", padding="circular"),
     "lcbam": partial(CBAM, pools=("avg_max",), mlp_bias=False, order="mix", momentum=0.1, max_grad="even"),
 }

@@ -28,7 +28,8 @@ class ECA(Block):
 
         y_c = x_c * f(sum_j w_j z_{c + j - (k - 1) / 2} + b),    z_c = mean of x_c over all positions
 
-    Shapes: x [N, C, *spatial] with one to three spatial dimensions, y as x; conv.weight [1, 1, k].
+    Shapes: x [N, C, *spatial] with one to three spatial dimensions, y as x; conv.weight [1, 1, k]. With `hidden_channels` R, timm's use_mlp, the
+    means pass h(w1 z + b1) first: expand.weight [R, 1, 1], conv.weight [1, R, k], both with biases.
 
     Args:
         channels: C, from which k follows; may be None when `kernel_size` is given.
@@ -36,13 +37,16 @@ class ECA(Block):
         rule, gamma, beta: of `kernel_size_for`, when k is not given.
         padding: "zeros", or "circular" where the first and the last channel are neighbours.
         bias: whether the convolution has one.
+        hidden_channels: R, or None for the paper's single convolution.
+        act: h: relu (default), none, relu6, leaky_relu, silu, hardswish, gelu.
         gate: f: sigmoid, hard_sigmoid, relu, none.
         residual, activation: see `Block`.
 
     Wang et al., ECA-Net, https://arxiv.org/abs/1910.03151
     """
 
-    layers = ("conv",)
+    layers = ("conv", "expand")
+    expand: nn.Conv1d | None
 
     def __init__(
         self,
@@ -53,6 +57,8 @@ class ECA(Block):
         beta: float = 1,
         padding: str = "zeros",
         bias: bool = False,
+        hidden_channels: int | None = None,
+        act: str = "relu",
         gate: str = "sigmoid",
         residual: bool = False,
         activation: str = "none",
@@ -66,23 +72,31 @@ class ECA(Block):
         self.gate = one_of("gate", gate, reference.GATES)
         # A circular convolution is padded where it is called: torch's own refuses a pad wider than the input.
         side = odd("kernel_size", kernel_size) // 2 if padding == "zeros" else 0
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=side, bias=bias, device=device, dtype=dtype)
+        like: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.act = one_of("act", act, reference.HIDDEN)
+        rows = 1 if hidden_channels is None else positive("hidden_channels", hidden_channels)
+        self.expand = None if hidden_channels is None else nn.Conv1d(1, rows, 1, **like)
+        self.conv = nn.Conv1d(rows, 1, kernel_size, padding=side, bias=bias or hidden_channels is not None, **like)
 
     @classmethod
     def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
-        conv = layers["conv"]
-        return {"kernel_size": conv.weight.shape[-1], "bias": conv.bias is not None}
+        conv, expand = layers["conv"], layers.get("expand")
+        options = {"kernel_size": conv.weight.shape[-1], "bias": conv.bias is not None}
+        return options if expand is None else {**options, "hidden_channels": expand.weight.shape[0]}
 
     def settings(self) -> dict[str, Any]:
-        return {"padding": self.padding, "gate": self.gate, "activation": self.activation}
+        return {"padding": self.padding, "hidden": self.act, "gate": self.gate, "activation": self.activation}
 
     @staticmethod
-    def fused(x: Tensor, conv: Any, **settings: Any) -> Tensor:
-        return ops.eca(x, *weights(conv), **settings)
+    def fused(x: Tensor, conv: Any, expand: Any, **settings: Any) -> Tensor:
+        w1, b1 = weights(expand)
+        return ops.eca(x, *weights(conv), w1=w1, b1=b1, **settings)
 
     def gate_weights(self, x: Tensor) -> Tensor:
         z = ops.channel_statistics(x, ("avg",)).to(x.dtype)  # [N, 1, C]
         if self.padding == "circular":
             side = self.conv.kernel_size[0] // 2
             z = F.pad(z, (side, side), mode="circular")
+        if self.expand is not None:
+            z = reference.HIDDEN[self.act](self.expand(z))
         return reference.GATES[self.gate](over_channels(self.conv(z).transpose(1, 2), x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops, reference
 from ._base import Block, bottleneck, bottleneck_options, one_of, pointwise, positive, reduced, weights
@@ -14,7 +14,7 @@ from ._base import Block, bottleneck, bottleneck_options, one_of, pointwise, pos
 class SqueezeExcite(Block):
     """Squeeze-and-excitation: a gate per channel from the channel means, through a bottleneck.
 
-        y = x * f(W2 h(W1 z + b1) + b2),    z_c = mean of x_c over all positions
+        y = x * f(W2 h(norm(W1 z + b1)) + b2),    z_c = mean of x_c over all positions
 
     Shapes: x [N, C, *spatial] with one to three spatial dimensions, y as x; fc1.weight [R, C, 1, 1], fc2.weight [C, R, 1, 1].
 
@@ -24,6 +24,7 @@ class SqueezeExcite(Block):
             `rd_divisor=None` rounded down, as in the authors' networks (C // 16).
         pool: "avg", or "avg_max" for the half sum of mean and maximum.
         bias: of both layers.
+        norm: whether a BatchNorm2d(R) follows the first layer, as timm's norm_layer; usually there is none.
         act: h, between the layers: none, relu, relu6, leaky_relu, silu, hardswish, gelu.
         gate: f: sigmoid, hard_sigmoid, relu, none.
         max_grad: gradient of the maximum: "first" (to one index, as max pooling) or "even" (shared among ties, as amax).
@@ -32,7 +33,8 @@ class SqueezeExcite(Block):
     Hu et al., Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
     """
 
-    layers = ("fc1", "fc2")
+    layers = ("fc1", "fc2", "bn")
+    bn: nn.BatchNorm2d | None
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class SqueezeExcite(Block):
         rd_divisor: int | None = 8,
         pool: str = "avg",
         bias: bool = True,
+        norm: bool = False,
         act: str = "relu",
         gate: str = "sigmoid",
         max_grad: str = "first",
@@ -59,10 +62,11 @@ class SqueezeExcite(Block):
         self.max_grad = one_of("max_grad", max_grad, ("first", "even"))
         self.fc1 = pointwise(channels, width, bias, like)
         self.fc2 = pointwise(width, channels, bias, like)
+        self.bn = nn.BatchNorm2d(width, device=device, dtype=dtype) if norm else None
 
     @classmethod
     def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
-        return bottleneck_options(layers["fc1"], layers["fc2"])
+        return {**bottleneck_options(layers["fc1"], layers["fc2"]), "norm": layers.get("bn") is not None}
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -74,12 +78,12 @@ class SqueezeExcite(Block):
         }
 
     @staticmethod
-    def fused(x: Tensor, fc1: Any, fc2: Any, **settings: Any) -> Tensor:
-        return ops.se(x, *weights(fc1), *weights(fc2), **settings)
+    def fused(x: Tensor, fc1: Any, fc2: Any, bn: Any, **settings: Any) -> Tensor:
+        return ops.se(x, *weights(fc1), *weights(fc2), norm=bn, **settings)
 
     def gate_weights(self, x: Tensor) -> Tensor:
         z = ops.channel_statistics(x, (self.pool,), max_grad=self.max_grad)
-        return reference.GATES[self.gate](bottleneck(z, x, self.fc1, self.fc2, self.act))
+        return reference.GATES[self.gate](bottleneck(z, x, self.fc1, self.fc2, self.act, self.bn))
 
 
 class EffectiveSqueezeExcite(Block):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from .._library import Family
+from .._library import Family, _without_autocast
+from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
 from . import _checks, _excite
 from ._launch import Cotangent, Map, gate_backward_channel, gate_backward_input, gate_forward
@@ -113,6 +114,80 @@ channel_squeeze = Family(
     reference=lambda x, w1, b1, w2, b2, spec: (_excite.plain(x, w1, b1, w2, b2, spec),),
 )
 
+# -- the statistics, and their gate, with torch modules between ------------------------------------------------------------------------------
+
+
+def _relay_fake(x, spec: Spec) -> tuple[Tensor, ...]:
+    _, z, _, aux = _excite.fake(x, None, spec)
+    result = z[:, : spec.pools.count("+") + 1].clone(memory_format=torch.contiguous_format)
+    return result, RelaySqueeze.slot(x), RelaySqueeze.slot(z[:, 0]), z, aux
+
+
+def _relay_launch(x, spec: Spec) -> tuple[Tensor, ...]:
+    excited = _excite.forward(Map(x), None, None, None, None, spec)
+    return _squeeze_result(excited, spec).clone(), RelaySqueeze.slot(x), RelaySqueeze.slot(excited.z[:, 0]), excited.z, excited.aux
+
+
+def _relay_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
+    dz, da, logits = grads
+    z, aux = saved
+    m = Map(inputs[0])
+    pooled = None if dz is None else (z, dz.contiguous(), aux)
+    cotangent = None if da is None else Cotangent(m, da, None, Spec())
+    return [gate_backward_input(m, spec, cotangent=cotangent, logits=None if da is None else logits.contiguous(), pooled=pooled)]
+
+
+def _relay_gate_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
+    """da and the gradient of the logits."""
+    x, logits, residual, *_ = inputs
+    m = Map(x)
+    cotangent = Cotangent(m, grads[0], residual, spec)
+    if needs[0]:
+        cotangent.da = m.empty()
+    dlogits = gate_backward_channel(m, logits.contiguous(), spec, cotangent=cotangent, dtype=logits.dtype)
+    return None if cotangent.da is None else m.output(cotangent.da), dlogits, None, None, None
+
+
+def _relay_gate_reference(x, logits, residual, map_slot, logits_slot, spec: Spec) -> tuple[Tensor, ...]:
+    return (reference.gate(x, reference.broadcast_channels(logits, x), gate=spec.gate, residual=residual, activation=spec.activation),)
+
+
+channel_relay = RelaySqueeze(
+    "channel_relay",
+    inputs=("x",),
+    outputs=("result", "map_slot", "logits_slot", "z", "aux"),
+    differentiable=3,
+    saved=("z", "aux"),
+    batched=("x",),
+    fake=_relay_fake,
+    launch=_relay_launch,
+    backward=_relay_backward,
+    reference=lambda x, spec: (_excite.plain(x, None, None, None, None, spec),),
+    share=lambda da, inputs, logits, spec: _relay_gate_reference(da, logits, None, None, None, spec._replace(activation="none")),
+)
+channel_relay_gate = RelayGate(
+    "channel_relay_gate",
+    inputs=("x", "logits", "residual?", "map_slot?", "logits_slot?"),
+    outputs=("y",),
+    differentiable=1,
+    saved=(),
+    batched=("x", "logits", "residual", "map_slot", "logits_slot"),
+    fake=lambda x, logits, residual, map_slot, logits_slot, spec: (torch.empty_like(x),),
+    launch=lambda x, logits, residual, map_slot, logits_slot, spec: (gate_forward(Map(x), logits.contiguous(), None, residual, spec),),
+    backward=_relay_gate_backward,
+    reference=_relay_gate_reference,
+)
+
+
+def attend(x: Tensor, excite: Callable[[Tensor], Tensor], residual: Tensor | None, spec: Spec) -> Tensor:
+    """y = a(x * f(excite(z)) + residual): torch modules between the statistics z [N, K, C] and the logits [N, C], and dx still written once."""
+    z, *slots = channel_relay(x, spec=spec)
+    logits = excite(z)
+    if not slots:  # the squeeze took the reference
+        return _relay_gate_reference(x, logits, residual, None, None, spec)[0]
+    return channel_relay_gate(x, logits, residual, *slots, spec=spec)
+
+
 # -- public functions ------------------------------------------------------------------------------------------------------------------------
 
 RANKS = (3, 4, 5)
@@ -159,14 +234,15 @@ def pool_names(pools: Sequence[str]) -> str:
 
 
 def se(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, *, pool: str = "avg", hidden: str = "relu", gate: str = "sigmoid",
-    max_grad: str = "first", residual: Tensor | None = None, activation: str = "none",
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, *, norm: torch.nn.Module | None = None, pool: str = "avg",
+    hidden: str = "relu", gate: str = "sigmoid", max_grad: str = "first", residual: Tensor | None = None, activation: str = "none",
 ) -> Tensor:  # fmt: skip
-    """Squeeze-and-Excitation (Hu et al., 2018, arXiv:1709.01507): y = a(x * f(w2 h(w1 z + b1) + b2) + residual), z = pool(x).
+    """Squeeze-and-Excitation (Hu et al., 2018, arXiv:1709.01507): y = a(x * f(w2 h(norm(w1 z + b1)) + b2) + residual), z = pool(x).
 
     Args:
         x: [N, C, *spatial] with one to three spatial dimensions; float32, float16, bfloat16 or float64.
         w1: [R, C] or the 1x1 convolution's [R, C, 1, ...]; b1: [R] or None; w2: [C, R] likewise; b2: [C] or None. Their dtype may differ from x's.
+        norm: a module on [N, R, 1, 1] between the first layer and h (timm's norm_layer), such as a BatchNorm2d(R); most blocks have none.
         pool: "avg" (mean over positions) or "avg_max" (half mean, half maximum, as timm's add_maxpool).
         hidden: h, one of none, relu, relu6, leaky_relu (slope 0.01), silu, hardswish, gelu.
         gate: f, one of sigmoid, hard_sigmoid (relu6(t + 3) / 6), relu, none.
@@ -181,7 +257,24 @@ def se(
     _checks.choice("max_grad", max_grad, MAX_GRADS)
     _checks.required("w1", w1)
     kind = mlp_kind(x, w1, b1, w2, b2, hidden)
-    return channel_gate(x, w1, b1, w2, b2, residual, spec=Spec(pool, kind, hidden, gate, max_grad=max_grad, activation=activation))
+    spec = Spec(pool, kind, hidden, gate, max_grad=max_grad, activation=activation)
+    if norm is None:
+        return channel_gate(x, w1, b1, w2, b2, residual, spec=spec)
+    if not isinstance(norm, torch.nn.Module):
+        raise TypeError(f"norm: got {type(norm).__name__}, expected None or a module")
+    return _attend_small(x, (w1, b1, w2, b2), residual, spec, norm)
+
+
+def _attend_small(
+    x: Tensor, params: tuple[Tensor | None, ...], residual: Tensor | None, spec: Spec, norm: torch.nn.Module | None = None
+) -> Tensor:
+    """The reference's excite between the two passes, in the accumulator's arithmetic whatever autocast says."""
+
+    def excite(z: Tensor) -> Tensor:
+        with _without_autocast(x.device.type):
+            return reference.excite(z, *params, kind=spec.kind, hidden=spec.hidden, norm=norm)
+
+    return attend(x, excite, residual, spec._replace(kind="none", hidden="none"))
 
 
 def ese(
@@ -199,22 +292,33 @@ def ese(
 
 
 def eca(
-    x: Tensor, w: Tensor, b: Tensor | None = None, *, padding: str = "zeros", gate: str = "sigmoid", residual: Tensor | None = None,
-    activation: str = "none",
+    x: Tensor, w: Tensor, b: Tensor | None = None, *, w1: Tensor | None = None, b1: Tensor | None = None, hidden: str = "relu",
+    padding: str = "zeros", gate: str = "sigmoid", residual: Tensor | None = None, activation: str = "none",
 ) -> Tensor:  # fmt: skip
     """Efficient Channel Attention (Wang et al., 2020, arXiv:1910.03151): y = a(x * f(conv1d(z)) + residual), z the mean over positions.
 
     x: [N, C, *spatial]; w: [1, 1, k] with k odd, slid along the channels; b: [1] or None; padding: "zeros", or "circular" as timm's CecaModule.
+    w1 [R, 1, 1], b1 [R] or None, hidden: with them conv1d slides w [1, R, k] over hidden(w1 z + b1), as timm's EcaModule with use_mlp does.
     Other arguments, result and errors as in `se`.
     """
     _common(x, residual, activation, gate)
     _checks.choice("padding", padding, ("zeros", "circular"))
+    _checks.choice("hidden", hidden, reference.HIDDEN)
     _checks.required("w", w)
+    rows = 1
+    if w1 is not None:
+        rows = _checks.layer("w1", w1, x, None, 1)
+        _checks.parameter("w1", w1, x, (rows, 1, 1))
+        _checks.parameter("b1", b1, x, (rows,))
+    elif b1 is not None:
+        raise ValueError("b1: got a tensor, expected None where w1 is None")
     if w.dim() != 3 or w.shape[-1] % 2 == 0:
-        raise ValueError(f"w: got shape {list(w.shape)}, expected [1, 1, k] with k odd")
-    _checks.parameter("w", w, x, (1, 1, w.shape[-1]))
+        raise ValueError(f"w: got shape {list(w.shape)}, expected [1, {rows}, k] with k odd")
+    _checks.parameter("w", w, x, (1, rows, w.shape[-1]))
     _checks.parameter("b", b, x, (1,))
     kind = "conv" if padding == "zeros" else "circular"
+    if w1 is not None:
+        return _attend_small(x, (w1, b1, w, b), residual, Spec("avg", kind, hidden, gate, activation=activation))
     return channel_gate(x, None, None, w, b, residual, spec=Spec("avg", kind, "none", gate, activation=activation))
 
 

@@ -12,7 +12,13 @@ from .entry import EA, NoFit, Peer
 def _timm_se(block: Any) -> dict[str, Any]:
     norm = getattr(block, "bn", None)
     if norm is not None and not isinstance(norm, nn.Identity):
-        raise NoFit(f"bn is a {type(norm).__name__}; a norm between the two layers is not fused")
+        raise NoFit(f"bn is a {type(norm).__name__}")
+    return {"pool": "avg_max" if getattr(block, "add_maxpool", False) else "avg"}
+
+
+def _timm_se_norm(block: Any) -> dict[str, Any]:
+    if isinstance(block.bn, nn.Identity):
+        raise NoFit("it has no norm")
     return {"pool": "avg_max" if getattr(block, "add_maxpool", False) else "avg"}
 
 
@@ -30,7 +36,7 @@ def _timm_ese_max(block: Any) -> dict[str, Any]:
 
 def _timm_eca(block: Any) -> dict[str, Any]:
     if getattr(block, "conv2", None) is not None:
-        raise NoFit("it has use_mlp=True, whose two convolutions are not fused")
+        raise NoFit("it has use_mlp=True")
     return {}
 
 
@@ -42,6 +48,16 @@ PEERS: tuple[Peer, ...] = (
         {"fc1": "fc1", "fc2": "fc2"},
         {"max_grad": "even"},
         _timm_se,
+        hidden="act",
+        gates=("gate",),
+    ),
+    Peer(
+        "timm, norm_layer",
+        ("SEModule",),
+        "SqueezeExcite",
+        {"fc1": "fc1", "fc2": "fc2", "bn": "bn"},
+        {"max_grad": "even"},
+        _timm_se_norm,
         hidden="act",
         gates=("gate",),
     ),
@@ -64,6 +80,7 @@ PEERS: tuple[Peer, ...] = (
         gates=("gate",),
     ),
     Peer("timm", ("EcaModule",), "ECA", {"conv": "conv"}, read=_timm_eca, gates=("gate",)),
+    Peer("timm, use_mlp", ("EcaModule",), "ECA", {"expand": "conv", "conv": "conv2"}, hidden="act", gates=("gate",)),
     Peer("timm", ("CecaModule",), "ECA", {"conv": "conv"}, {"padding": "circular"}, gates=("gate",)),
     Peer(
         "torchvision",
