@@ -41,7 +41,7 @@ def _eca(name: str, k: int, bias: bool, main: bool = False, **options: Any) -> O
 
 
 def _se_norm(name: str) -> Op:
-    """With a BatchNorm between the layers, in eval: in training on two images it divides their difference by itself, and gradients are noise."""
+    """With a BatchNorm between the layers, in eval, where it is part of the first: in training it divides the difference of two images by itself."""
     shapes = join(mlp(), lambda s: {"norm": lambda: nn.BatchNorm2d(s[1] // 2 + 1).eval()})
 
     def call(x: Tensor, p: Params, **epilogue: Any) -> Tensor:
@@ -51,7 +51,7 @@ def _se_norm(name: str) -> Op:
         h = F.relu(p["norm"](F.linear(pooled(x, "avg"), p["w1"], p["b1"])[..., None, None]))[..., 0, 0]
         return x * over(torch.sigmoid(F.linear(h, p["w2"], p["b2"])), x)
 
-    return Op(name, shapes, call, eager, ("w1",), ("channel_relay", "channel_relay_gate"), (3, 4, 5), main=True)
+    return Op(name, shapes, call, eager, ("w1",), ("channel_gate",), (3, 4, 5))
 
 
 def _ecam(name: str) -> Op:
@@ -63,7 +63,7 @@ def _ecam(name: str) -> Op:
         return ops.eca(x, p["w"], p["b"], w1=p["w1"], b1=p["b1"], hidden="silu", **epilogue)
 
     shapes = lambda s: {"w1": (4, 1, 1), "b1": (4,), "w": (1, 4, 3), "b": (1,)}  # noqa: E731
-    return Op(name, shapes, call, eager, ("w1",), ("channel_relay", "channel_relay_gate"), (3, 4, 5))
+    return Op(name, shapes, call, eager, ("w1",), ("channel_relay", "channel_relay_gate"), (3, 4, 5), main=True)
 
 
 POOLS = ("avg", "max", "lp", "lse")

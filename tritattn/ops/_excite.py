@@ -165,3 +165,29 @@ def _convolution_backward(
         grads[2] = total[:taps].to(w.dtype).view(w.shape)
         grads[3] = None if b is None else total[taps:].to(b.dtype).view(b.shape)
     return dz, grads
+
+
+Norm = torch.nn.modules.batchnorm._BatchNorm
+
+
+def plain_norm(norm: Any) -> bool:
+    """Whether norm is a BatchNorm that applies running statistics and does nothing else when called, so that it can be part of what comes before."""
+    return (
+        isinstance(norm, Norm)
+        and not norm.training
+        and norm.running_mean is not None
+        and type(norm).forward in (Norm.forward, torch.nn.SyncBatchNorm.forward)
+        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
+    )
+
+
+def folded(w: Tensor, b: Tensor | None, norm: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A layer [R, ...] and the BatchNorm that follows it, as one layer in that dtype."""
+    w, mean, var = (t.to(dtype) for t in (w, norm.running_mean, norm.running_var))
+    scale = (var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.to(dtype)
+    shift = scale * ((0 if b is None else b.to(dtype)) - mean)
+    if norm.bias is not None:
+        shift = shift + norm.bias.to(dtype)
+    return w * scale.view(-1, *(1,) * (w.dim() - 1)), shift

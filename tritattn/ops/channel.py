@@ -262,6 +262,8 @@ def se(
         return channel_gate(x, w1, b1, w2, b2, residual, spec=spec)
     if not isinstance(norm, torch.nn.Module):
         raise TypeError(f"norm: got {type(norm).__name__}, expected None or a module")
+    if _excite.plain_norm(norm):
+        return channel_gate(x, *_excite.folded(w1, b1, norm, reference.accumulator(x.dtype)), w2, b2, residual, spec=spec)
     return _attend_small(x, (w1, b1, w2, b2), residual, spec, norm)
 
 

@@ -235,9 +235,6 @@ spatial_gate = RelayGate(
 
 # -- public functions ------------------------------------------------------------------------------------------------------------------------
 
-Norm = torch.nn.modules.batchnorm._BatchNorm
-
-
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, order: str, max_grad: str) -> None:
     _checks.feature_map(x)
     _checks.choice("order", order, ORDERS)
@@ -249,18 +246,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, order: str
     k = weight.shape[-1]
     _checks.parameter("weight", weight, x, (1, channels, k, k))
     _checks.parameter("bias", bias, x, (1,))
-    if norm is not None and (not isinstance(norm, Norm) or norm.num_features != 1):
+    if norm is not None and (not isinstance(norm, _excite.Norm) or norm.num_features != 1):
         raise TypeError(f"norm: got {type(norm).__name__}, expected None or a BatchNorm2d or SyncBatchNorm with one feature")
-
-
-def _plain_norm(norm: Any) -> bool:
-    """Whether norm only applies running statistics, and calling it would do nothing else, so that it can be folded into the convolution."""
-    return (
-        not norm.training
-        and norm.running_mean is not None
-        and type(norm).forward in (Norm.forward, torch.nn.SyncBatchNorm.forward)
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
-    )
 
 
 def _attend(
@@ -268,7 +255,7 @@ def _attend(
     residual: Tensor | None, apply: bool = True,
 ) -> Tensor:  # fmt: skip
     folded: tuple[Tensor | None, ...] = (None,) * 4
-    if norm is not None and _plain_norm(norm):
+    if norm is not None and _excite.plain_norm(norm):
         folded = (norm.weight, norm.bias, norm.running_mean, norm.running_var)  # type: ignore[attr-defined]
         (eps,) = {norm.eps}  # type: ignore[attr-defined]  # through a set, since dynamo has no repr of a float that it takes for dynamic
         spec = spec._replace(eps=repr(eps))
