@@ -1,8 +1,8 @@
 """The gate: weights broadcast over the feature map, with residual and activation, and what flows back through it.
 
-y_ncp = a(x_ncp f(logits_nc) h(spatial_np) + residual_ncp). Backward takes the map in two passes, because the gradient of the squeeze must be known
-before dx: `gate_bwd_channel_kernel` or `gate_bwd_column_kernel` reduce, `gate_bwd_input_kernel` writes dx once. Where a residual and an activation
-are present the first pass stores g a' in `da`, which is the residual's gradient and all that the second pass needs.
+y_ncp = a(x_ncp f(logits_nc) h(spatial_np) + shift_nc + residual_ncp). Backward takes the map in two passes, because the gradient of the squeeze
+must be known before dx: `gate_bwd_channel_kernel` or `gate_bwd_column_kernel` reduce, `gate_bwd_input_kernel` writes dx once. Where a residual and an
+activation are present the first pass stores g a' in `da`, which is the residual's gradient and all that the second pass needs.
 """
 
 import triton
@@ -55,11 +55,12 @@ def combine_gates(x, s, q, COMBINE: tl.constexpr):
 
 @triton.jit
 def gate_fwd_kernel(
-    x_ptr, logits_ptr, spatial_ptr, residual_ptr, y_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
-    GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    x_ptr, logits_ptr, spatial_ptr, shift_ptr, residual_ptr, y_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
+    GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr, HAS_SHIFT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """y_ncp = a(x_ncp f(logits_nc) h(spatial_np) + residual_ncp). A program owns one tile of one image."""
+    """y_ncp = a(x_ncp f(logits_nc) h(spatial_np) + shift_nc + residual_ncp). A program owns one tile of one image."""
     C = C_V * VEC_C
     HW = HW_V * VEC_P
     blocks_c = tl.cdiv(C, BLOCK_C)
@@ -74,6 +75,8 @@ def gate_fwd_kernel(
     x = load_tile(x_ptr + image, offsets, mask, ACC)
     s, q = load_gates(logits_ptr, spatial_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, HAS_SPATIAL, ACC)
     y = x * (s[:, None] * q[None, :])
+    if HAS_SHIFT:
+        y += tl.load(shift_ptr + n.to(tl.int64) * C + c, mask=c < C, other=0.0).to(ACC)[:, None]
     if HAS_RESIDUAL:
         y += load_tile(residual_ptr + image, offsets, mask, ACC)
     y = activation(y, ACTIVATION)
@@ -83,12 +86,14 @@ def gate_fwd_kernel(
 @triton.jit
 def output_cotangent(
     g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor,
-    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, ACC: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, ACC: tl.constexpr, shift=None,
 ):  # fmt: skip
-    """da = g a'(x factor + residual): the gradient of what the activation received."""
+    """da = g a'(x factor + shift + residual): the gradient of what the activation received."""
     da = load_tile(g_ptr + image, offsets, mask, ACC)
     if ACTIVATION != "none":
         t = x * factor
+        if shift is not None:
+            t += shift
         if HAS_RESIDUAL:
             t += load_tile(residual_ptr + image, offsets, mask, ACC)
         da = chain(da, activation_grad(t, ACTIVATION), ACTIVATION)

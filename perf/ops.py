@@ -14,6 +14,7 @@ from .blocks.block import TAILS
 OPS = (
     *("se+residual+relu", "cbam+residual+relu", "se", "cbam", "scse", "eca", "sse", "scse_max", "scse+residual+relu", "ese", "cse"),
     *("se+relu", "se+residual", "eca+residual+relu", "sse+residual+relu", "channel_attention", "spatial_attention"),
+    *("gc", "gc_scale"),
 )
 
 

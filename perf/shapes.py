@@ -79,10 +79,17 @@ SETS = {
         (16, 1),
         ("scse", "scse_max", "cse", "sse"),
     ),
+    # the blocks of GC-ResNet-50, between the second and the last convolution of a residual block
+    "gcresnet50": ShapeSet(
+        (Site(3, 64, 56, 56, 8), Site(4, 128, 28, 28, 16), Site(6, 256, 14, 14, 32), Site(3, 512, 7, 7, 64)),
+        (256, 1),
+        ("gc", "gc_scale"),
+        epilogues=False,
+    ),
     "square": ShapeSet(
         tuple(Site(1, c, s, s, c // 16) for c in (256, 64, 1024) for s in (56, 28, 14, 7)),
         (64,),
-        ("se", "ese", "eca", "cse", "sse", "scse", "scse_max", "cbam", "channel_attention", "spatial_attention"),
+        ("se", "ese", "eca", "cse", "sse", "scse", "scse_max", "cbam", "channel_attention", "spatial_attention", "gc", "gc_scale"),
     ),
 }
 

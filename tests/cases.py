@@ -209,8 +209,9 @@ def check(op: Op, inputs: Inputs, activation: str = "none", wanted: Collection[s
     expected = run(eager, op, exact, activation, wanted)
     cast = run(eager, op, plain, activation, wanted)
     n, *rest = inputs.x.shape
-    # a BatchNorm that computes rounds what it gets, and its gradient, to its own dtype
-    rounded = {accumulator} | {t.dtype for norm in inputs.training_norms() for t in norm.parameters()}
+    # a module between squeeze and gate, or a BatchNorm that computes, rounds what it gets, and its gradient, to its own dtype
+    between = [module for module in inputs.modules().values() if not isinstance(module, Norm)] + inputs.training_norms()
+    rounded = {accumulator} | {t.dtype for module in between for t in module.parameters()}
     summed = max(rounded, key=lambda dtype: torch.finfo(dtype).eps)
     kinds = {name: t.dtype for name, t in (inputs.tensors() | inputs.buffers()).items()}
     gradients = [t for name, t in expected.items() if name in inputs.tensors() and not _of_map(name)]

@@ -99,8 +99,9 @@ def _name(names: Mapping[str, str], path: str | None, modules: Mapping[str | Non
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:
-    """A weight's shape without trailing ones, by which 1x1 convolutions and linear layers differ; at least two-dimensional."""
+    """A weight's shape without trailing ones, by which 1x1 convolutions and linear layers differ, and norms over one position; of one dimension at
+    least."""
     shape = tuple(shape)
-    while len(shape) > 2 and shape[-1] == 1:
+    while len(shape) > 1 and shape[-1] == 1:
         shape = shape[:-1]
     return shape

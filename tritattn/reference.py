@@ -144,6 +144,14 @@ def pixel_logits(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return q if b is None else q + b.to(acc)
 
 
+def context(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+    """Mean of the map over its positions, in fp32 (fp64 for fp64 maps): [N, C]; under the softmax of `pixel_logits`, or the plain mean without w."""
+    if w is None:
+        return channel_statistics(x, ("avg",))[:, 0]
+    a = pixel_logits(x, w, b).flatten(2).softmax(-1)  # [N, 1, M]
+    return (x.flatten(2).to(a.dtype) @ a.transpose(1, 2))[..., 0]
+
+
 def concurrent(x: Tensor, s: Tensor, q: Tensor, combine: str) -> Tensor:
     """scSE's two gates on one map: x s + x q, or their element-wise maximum."""
     x = x.to(accumulator(x.dtype))

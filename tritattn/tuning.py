@@ -64,9 +64,10 @@ def processors(device: torch.device) -> int:
 def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device) -> Config:
     """The tiles of a pass over an [n, c, hw] map.
 
-    role: "channel" reduces positions; "column" and "pixel" own all channels of their positions, "pixel" at once (RESIDENT); "tile" is elementwise.
+    role: "channel" reduces positions; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "tile"
+    is elementwise.
     """
-    rule = {"channel": _channel, "tile": _tile, "column": _column, "pixel": _pixel}[role]
+    rule = {"channel": _channel, "tile": _tile, "column": _column, "pixel": _pixel, "context": _context}[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device))
     return replace(config, source="forced", **_forced) if _forced else config
 
@@ -103,9 +104,9 @@ def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
     return Config(max(1, min(power_of_two(c), 2048 // block_p)), block_p)
 
 
-def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, elements: int = 8192) -> Config:
     block_c = power_of_two(c)
-    block_p = max(1, min(power_of_two(hw), 8192 // block_c, 256))
+    block_p = max(1, min(power_of_two(hw), elements // block_c, 256))
     # a resident tile of a few positions would waste most of every 32-byte sector of channels-first rows
     resident = c <= RESIDENT_CHANNELS and (channels_last or block_p >= hw or block_p * itemsize >= 32)
     if not resident:
@@ -114,3 +115,11 @@ def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
     steps = -(-hw // block_p)
     splits = min(steps, max(1, power_of_two(-(-4 * sms // max(n, 1)))))
     return Config(block_c, block_p, splits, 8)
+
+
+def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    """As "pixel", with more warps, because a tile is kept beside what has been added, and smaller in fp64, whose exp takes registers too, and in rows
+    that cannot be loaded in vectors, where every element takes an address."""
+    halved = 2 * (itemsize == 8) + ((c if channels_last else hw) % 4 != 0)
+    config = _pixel(n, c, hw, itemsize, channels_last, sms, 8192 >> halved)
+    return replace(config, num_warps=16) if config.block_c >= c else config

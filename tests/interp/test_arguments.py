@@ -25,6 +25,7 @@ CALLS = {
     "channel_attention": lambda x=X, **more: ops.channel_attention(x, *MLP, **more),
     "spatial_attention": lambda x=X, **more: ops.spatial_attention(x, KERNEL, **more),
     "cbam": lambda x=X, **more: ops.cbam(x, *MLP, KERNEL, **more),
+    "gc": lambda x=X, **more: ops.gc(x, PIXEL, add=torch.relu, **more),
     "gate": lambda x=X, **more: ops.gate(x, torch.zeros(1), **more),
     "channel_statistics": lambda x=X, **more: ops.channel_statistics(x, **more),
     "spatial_statistics": lambda x=X, **more: ops.spatial_statistics(x, **more),
@@ -67,7 +68,7 @@ def test_map(name, bad, launches):
     assert not launches
 
 
-@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics"])
+@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc"])
 def test_map_of_another_rank(name, launches):
     for shape in ((2, 4, 3), (2, 4, 3, 5, 2)):
         refused(ValueError, "x", lambda shape=shape: CALLS[name](torch.zeros(shape)))
@@ -146,13 +147,18 @@ PARAMETERS = {
         lambda: ops.sse(X, torch.zeros(4)),
         lambda: ops.sse(X, torch.zeros(1, 3, 1, 1)),
         lambda: ops.scse(X, *MLP, torch.zeros(4, 1, 1, 1)),
+        lambda: ops.gc(X, torch.zeros(1, 3, 1, 1), add=torch.relu),
     ],
     "b": [
         lambda: ops.ese(X, torch.zeros(4, 4), torch.zeros(1)),
         lambda: ops.eca(X, torch.zeros(1, 1, 3), torch.zeros(4)),
         lambda: ops.sse(X, PIXEL, torch.zeros(4)),
         lambda: ops.scse(X, *MLP, PIXEL, torch.zeros(4)),
+        lambda: ops.gc(X, PIXEL, torch.zeros(4), add=torch.relu),
+        lambda: ops.gc(X, None, torch.zeros(1), add=torch.relu),
     ],
+    "add": [lambda: ops.gc(X, PIXEL), lambda: ops.gc(X, PIXEL, add=1.0)],
+    "scale": [lambda: ops.gc(X, PIXEL, scale=PIXEL)],
     "weight": [
         lambda: ops.spatial_attention(X, torch.zeros(1, 2, 4, 4)),
         lambda: ops.spatial_attention(X, torch.zeros(1, 2, 3, 5)),

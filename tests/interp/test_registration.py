@@ -11,7 +11,10 @@ from tritattn._relay import RelaySqueeze
 
 SHAPE = (2, 3, 2, 4)
 # rows of the table that together run every registered op, forward and backward
-REPRESENTATIVES = ["se", "eca-mlp", "sse", "scse-max", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"]
+REPRESENTATIVES = [
+    *("se", "eca-mlp", "sse", "scse-max", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"),
+    *("gc-both",),
+]
 
 
 class Calls(TorchDispatchMode):

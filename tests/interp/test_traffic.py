@@ -15,7 +15,7 @@ from tritattn import ops
 
 SITE = Site(1, 32, 16, 32, 4)
 # launches forward while the excite's weights are small
-LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3}
+LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3, "gc": 8, "gc_scale": 8}
 
 
 @pytest.fixture(autouse=True)

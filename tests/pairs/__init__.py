@@ -4,9 +4,9 @@ PAIRS: name -> (the other block, ours with the options that match). BLOCKS: ever
 RANKS: of the map where it is not 4. RETURN_GATE: blocks that return a gate instead of a gated map.
 """
 
-from . import foundation
+from . import context, foundation
 
-FAMILIES = (foundation,)
+FAMILIES = (foundation, context)
 PAIRS = {name: pair for family in FAMILIES for name, pair in family.PAIRS.items()}
 BLOCKS = {name: block for family in FAMILIES for name, block in family.BLOCKS.items()}
 RANKS = foundation.RANKS

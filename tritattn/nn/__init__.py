@@ -5,6 +5,7 @@ from ._registry import available, create, register
 from .attention import Attention
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
+from .global_context import GlobalContext
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
 from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
@@ -16,6 +17,7 @@ __all__ = [
     "ChannelSE",
     "ConcurrentSE",
     "EffectiveSqueezeExcite",
+    "GlobalContext",
     "SpatialAttention",
     "SpatialSE",
     "SqueezeExcite",

@@ -136,6 +136,7 @@ class Block(nn.Module):
     """
 
     layers: ClassVar[tuple[str, ...]]  # paths of the layers, in the order in which `fused` takes them
+    called: ClassVar[frozenset[str]] = frozenset()  # those among them that `fused` itself calls as modules
 
     def __init_subclass__(cls) -> None:
         cls.forward = own_code(cls.forward)  # type: ignore[method-assign]
@@ -174,8 +175,8 @@ class Block(nn.Module):
         if residual is None and self.residual:
             residual = x
         layers = [sublayer(self, path) for path in self.layers]
-        for layer in layers:
-            if obstacle(layer) is not None:
+        for path, layer in zip(self.layers, layers, strict=True):
+            if path not in self.called and obstacle(layer) is not None:
                 return self.composed(x, residual)
         return self.fused(x, *layers, residual=residual, **self.settings())
 

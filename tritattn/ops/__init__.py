@@ -1,11 +1,12 @@
 """Functional forms of the attention blocks, and the primitives that they are made of.
 
-Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam. Primitives: channel_statistics, spatial_statistics, gate.
+Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc. Primitives: channel_statistics, spatial_statistics, gate.
 """
 
 import torch.fx
 
 from .channel import channel_attention, channel_statistics, cse, eca, ese, se
+from .context import gc
 from .gate import gate
 from .pixel import scse, sse
 from .spatial import cbam, spatial_attention, spatial_statistics
@@ -18,6 +19,7 @@ __all__ = [
     "eca",
     "ese",
     "gate",
+    "gc",
     "scse",
     "se",
     "spatial_attention",

@@ -21,9 +21,10 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import excite, gate, pixel, squeeze
+    from ..kernels import context, excite, gate, pixel, squeeze
 
-    return SimpleNamespace(tl=tl, **{k: v for module in (excite, squeeze, gate, pixel) for k, v in vars(module).items() if k.endswith("_kernel")})
+    modules = (excite, squeeze, gate, pixel, context)
+    return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 
 def _vector(size: int) -> int:
@@ -141,14 +142,16 @@ def pool_rows(pools: str) -> dict[str, int]:
 NO_POOLS = dict(AVG_AT=-1, MAX_AT=-1, MIX_AT=-1, LP_AT=-1, LSE_AT=-1)
 
 
-def gate_forward(m: Map, logits: Tensor | None, spatial: Tensor | None, residual: Tensor | None, spec: Spec) -> Tensor:
-    """y = a(x f(logits) h(spatial) + residual)."""
+def gate_forward(
+    m: Map, logits: Tensor | None, spatial: Tensor | None, residual: Tensor | None, spec: Spec, shift: Tensor | None = None
+) -> Tensor:
+    """y = a(x f(logits) h(spatial) + shift + residual)."""
     y = m.empty()
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
     kernels().gate_fwd_kernel[(programs,)](
-        m.x, logits, spatial, m.same(residual), y, **m.args, GATE=spec.gate, SPATIAL=spec.spatial_gate,
-        HAS_CHANNEL=logits is not None, HAS_SPATIAL=spatial is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
+        m.x, logits, spatial, shift, m.same(residual), y, **m.args, GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=logits is not None,
+        HAS_SPATIAL=spatial is not None, HAS_SHIFT=shift is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
         BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
     )  # fmt: skip
     return m.output(y)
@@ -228,7 +231,7 @@ def gate_backward_column(
 
 def gate_backward_input(
     m: Map, spec: Spec, *, cotangent: Cotangent | None = None, logits: Tensor | None = None, spatial: Tensor | None = None, combine: str = "product",
-    statistics: tuple[Tensor, Tensor, Tensor] | None = None, pooled: tuple[Tensor, Tensor, Tensor] | None = None,
+    statistics: tuple[Tensor, Tensor, Tensor] | None = None, pooled: tuple[Tensor, Tensor, Tensor | None] | None = None,
     pixel: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """dx, written once, from the gate (cotangent), the spatial statistics (stats, dstats, aux), the channel statistics (z, dz, aux) and a 1x1
