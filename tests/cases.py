@@ -125,7 +125,8 @@ def make(
     op: Op, shape: Shape, *, dtype: torch.dtype = torch.float32, parameters: torch.dtype | None = None, layout: str = "contiguous",
     values: str = "random", residual: bool = False, seed: int = 0,
 ) -> Inputs:  # fmt: skip
-    """Inputs of a case, everything requiring gradients. parameters: their dtype, by default x's."""
+    """Inputs of a case, everything requiring gradients; x has as many more channels as the op needs. parameters: their dtype, by default x's."""
+    shape = (shape[0], -(-shape[1] // op.multiple) * op.multiple, *shape[2:])
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:

@@ -85,3 +85,19 @@ def spatial_gate(x: Tensor, p: Params, order: str = "mean_max", gate: str = "sig
 def statistics_of_positions(x: Tensor, kinds: Sequence[str], max_grad: str = "first") -> Tensor:
     mean, top = x.mean(1), x.amax(1) if max_grad == "even" else x.max(1)[0]
     return torch.stack([{"mean": mean, "max": top, "mix": (mean + top) / 2}[kind] for kind in kinds], 1)
+
+
+def simam(x: Tensor, e_lambda: float = 1e-4, gate: str = "sigmoid") -> Tensor:
+    dims = tuple(range(2, x.dim()))
+    d = (x - x.mean(dims, keepdim=True)).pow(2)
+    energy = d / (4 * (d.sum(dims, keepdim=True) / (math.prod(x.shape[2:]) - 1) + e_lambda)) + 0.5
+    return x * GATES[gate](energy)
+
+
+def shuffled_attention(x: Tensor, p: Params, groups: int, eps: float = 1e-5, gate: str = "sigmoid") -> Tensor:
+    n, c, *size = x.shape
+    x0, x1 = x.reshape(n * groups, c // groups, *size).chunk(2, 1)
+    cweight, cbias, sweight, sbias = (p[name].reshape(-1, *(1,) * len(size)) for name in ("cweight", "cbias", "sweight", "sbias"))
+    x0 = x0 * GATES[gate](cweight * over(pooled(x0, "avg"), x0) + cbias)
+    x1 = x1 * GATES[gate](sweight * F.group_norm(x1, x1.shape[1], p["norm_weight"], p["norm_bias"], eps) + sbias)
+    return torch.cat([x0, x1], 1).reshape(n, 2, c // 2, *size).transpose(1, 2).reshape(n, c, *size)

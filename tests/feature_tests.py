@@ -34,6 +34,8 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "spatial": lambda **like: blocks.SpatialAttention(C, 3, **like),
     "cbam": lambda **like: blocks.CBAM(C, rd_channels=3, kernel_size=3, residual=True, activation="relu", **like),
     "gc": lambda **like: blocks.GlobalContext(C, rd_channels=4, fuse_scale=True, residual=True, activation="relu", **like),
+    "shuffle": lambda **like: blocks.ShuffleAttention(C, groups=1, **like),
+    "simam": lambda **like: blocks.SimAM(C, residual=True, activation="silu", **like),
     "attention": lambda **like: blocks.Attention(nn.Conv2d(C, C, 1, **like), gate="sigmoid"),
 }
 every_block = pytest.mark.parametrize("name", BLOCKS)
@@ -59,9 +61,9 @@ def gradients(block: nn.Module, call: Callable, x: Tensor) -> dict[str, Tensor]:
     x = x.detach().requires_grad_()
     y = call(x)
     weights = torch.arange(y.numel(), dtype=y.dtype, device=y.device).view(y.shape) / y.numel()
-    names, parameters = zip(*block.named_parameters(), strict=True)
-    found = torch.autograd.grad((y * weights).sum(), (x, *parameters))
-    return {"y": y.detach(), **dict(zip(("x", *names), found, strict=True))}
+    tensors = {"x": x, **dict(block.named_parameters())}
+    found = torch.autograd.grad((y * weights).sum(), list(tensors.values()))
+    return {"y": y.detach(), **dict(zip(tensors, found, strict=True))}
 
 
 def expected(block: nn.Module, x: Tensor) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
 """Running the blocks of `pairs`: built with random weights, a step of training, a comparison."""
 
 import torch
-from pairs import BLOCKS, PAIRS, RANKS, RETURN_GATE
+from pairs import BLOCKS, PAIRS, PROMOTES, RANKS, RETURN_GATE
 
-__all__ = ["BLOCKS", "PAIRS", "RANKS", "RETURN_GATE", "assert_same", "build", "sample", "step"]
+__all__ = ["BLOCKS", "PAIRS", "PROMOTES", "RANKS", "RETURN_GATE", "assert_same", "build", "sample", "step"]
 
 
 def build(name):

@@ -332,3 +332,19 @@ def test_verification_in_low_precision(dtype):
     _verify._compare_values(block, plan, [x])
     with pytest.raises(NoFit, match=f"not the same in {dtype}"):
         _verify._compare_values(block, dataclasses.replace(plan, settings=plan.settings | {"gate": "relu"}), [x])
+
+
+@pytest.mark.parametrize("name", ["authors-sa_layer", "external-ShuffleAttention"])
+def test_shuffle_attention_keeps_channels_last(name):
+    """Where the originals make the map contiguous, or cannot view it."""
+    block = build(name)
+    x = sample(block).contiguous(memory_format=torch.channels_last)
+    if name == "authors-sa_layer":
+        assert block(x).is_contiguous()
+    else:
+        with pytest.raises(RuntimeError, match="view size is not compatible"):
+            block(x)
+    expected = block(x.contiguous())
+    tritattn.convert(block)
+    assert block(x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(block(x), expected, rtol=1e-10, atol=1e-12)

@@ -60,6 +60,26 @@ def cbam(m, x, bn=True):
     return u * torch.sigmoid(normed(m.spatial.bn, q) if bn else q)
 
 
+def shuffled(m, x):
+    """Plane by plane: output 2 i is plane i, output 2 i + 1 is plane i + C / 2."""
+    planes, group, half = x.unbind(1), C // m.groups, C // (2 * m.groups)
+    gated = []
+    for c, plane in enumerate(planes):
+        flat, k = plane.flatten(1), c % group % half
+        if c % group < half:
+            t = m.cweight.flatten()[k] * flat.mean(1, keepdim=True) + m.cbias.flatten()[k]
+        else:
+            normed = (flat - flat.mean(1, keepdim=True)) / (flat.var(1, unbiased=False, keepdim=True) + m.gn.eps).sqrt()
+            t = m.sweight.flatten()[k] * (normed * m.gn.weight[k] + m.gn.bias[k]) + m.sbias.flatten()[k]
+        gated.append((flat * torch.sigmoid(t)).view_as(plane))
+    return torch.stack([gated[c // 2 + c % 2 * (C // 2)] for c in range(C)], 1)
+
+
+def simam(m, x):
+    d = (x - over(mean(x), x)).square()
+    return x * torch.sigmoid(d / (4 * (over(d.flatten(2).sum(2), x) / (x[0, 0].numel() - 1) + m.e_lambda)) + 0.5)
+
+
 # name -> (module, its definition, ranks of x)
 BLOCKS = {
     "se": (lambda: tn.SqueezeExcite(C), lambda m, x: x * over(torch.sigmoid(mlp(m, mean(x))), x), (3, 4, 5)),
@@ -133,6 +153,8 @@ BLOCKS = {
         lambda m, x: torch.relu(cbam(m, x, bn=False) + x),
         (4,),
     ),
+    "shuffle": (lambda: tn.ShuffleAttention(C, groups=3), shuffled, (3, 4, 5)),
+    "simam": (lambda: tn.SimAM(e_lambda=0.1, activation="relu"), lambda m, x: torch.relu(simam(m, x)), (3, 4, 5)),
     "attention": (
         lambda: tn.Attention(nn.Sequential(nn.Conv2d(C, 1, 1), nn.Sigmoid())),
         lambda m, x: x * torch.sigmoid(F.conv2d(x, m.layer[0].weight, m.layer[0].bias)),
@@ -192,7 +214,7 @@ def test_hooked_layers_are_called(name, rank, training):
     """A hook on a layer runs, and changes nothing else: outputs, gradients and BatchNorm's buffers are those of the fused pass."""
     fused = build(name).train(training)
     hooked = copy.deepcopy(fused)
-    layers = {name: m for name, m in hooked.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.BatchNorm2d))}
+    layers = {name: m for name, m in hooked.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm))}
     calls = set()
     for path, layer in layers.items():
         layer.register_forward_hook(lambda *_, path=path: calls.add(path))
@@ -286,6 +308,11 @@ def test_reduction_rules(arguments, width):
     assert tn.SqueezeExcite(**arguments).fc1.out_channels == width
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(2, 1), (12, 2), (64, 32), (192, 32), (256, 64), (2048, 64)])
+def test_groups_of_shuffle_attention(channels, groups):
+    assert tn.ShuffleAttention(channels).groups == groups
+
+
 @pytest.mark.parametrize(
     ("channels", "rule", "k"),
     [(4, "authors", 1), (4, "timm", 3), (64, "timm", 3), (128, "timm", 5), (1024, "timm", 5), (2048, "timm", 7), (2048, "authors", 7)],
@@ -307,11 +334,12 @@ KEYS = {
         "bn.num_batches_tracked": (),
     },
 }
+KEYS[tn.ShuffleAttention] = {f"{gate}{part}": (1, 2, 1, 1) for gate in "cs" for part in ("weight", "bias")} | {"gn.weight": (2,), "gn.bias": (2,)}
 KEYS[tn.ConcurrentSE] = {f"{half}.{k}": v for half, kind in (("channel", tn.ChannelSE), ("spatial", tn.SpatialSE)) for k, v in KEYS[kind].items()}
 KEYS[tn.CBAM] = {
     f"{half}.{k}": v for half, kind in (("channel", tn.ChannelAttention), ("spatial", tn.SpatialAttention)) for k, v in KEYS[kind].items()
 }
-OPTIONS = {tn.SqueezeExcite: {"rd_divisor": None}}
+OPTIONS = {tn.SqueezeExcite: {"rd_divisor": None}, tn.ShuffleAttention: {"groups": 2}}
 
 
 @pytest.mark.parametrize("kind", KEYS, ids=lambda kind: kind.__name__)
@@ -319,8 +347,8 @@ def test_parameters(kind):
     """Names and shapes are a contract with checkpoints; device and dtype reach every layer; modules copy and pickle."""
     module = kind(8, **OPTIONS.get(kind, {}))
     assert {key: tuple(t.shape) for key, t in module.state_dict().items()} == KEYS[kind]
-    assert all(t.is_meta for t in kind(8, device="meta").state_dict().values())
-    half = kind(8, dtype=torch.bfloat16)
+    assert all(t.is_meta for t in kind(8, device="meta", **OPTIONS.get(kind, {})).state_dict().values())
+    half = kind(8, dtype=torch.bfloat16, **OPTIONS.get(kind, {}))
     assert {t.dtype for t in half.parameters()} == {torch.bfloat16}
     module.eval()
     x = torch.randn(2, 8, 5, 5)
@@ -355,6 +383,9 @@ def test_parameters(kind):
         (lambda: tn.SpatialAttention(8, 4), "kernel_size"),
         (lambda: tn.SpatialAttention(8, order="mean"), "order"),
         (lambda: tn.CBAM(8, spatial_gate="tanh"), "spatial_gate"),
+        (lambda: tn.ShuffleAttention(8, 3), "groups"),
+        (lambda: tn.ShuffleAttention(7), "groups"),
+        (lambda: tn.SimAM(e_lambda=0), "e_lambda"),
         (lambda: tn.Attention(torch.sigmoid), "layer"),
     ],
 )

@@ -89,7 +89,7 @@ def make_plan(match: Match, block: nn.Module) -> Plan:
 
 
 def _check_shapes(path: str, theirs: Any, ours: Any) -> None:
-    for name in ("weight", "bias"):
+    for name in ("data",) if isinstance(ours, Tensor) else ("weight", "bias"):
         shapes = [None if (t := getattr(layer, name, None)) is None else squeezed(t.shape) for layer in (theirs, ours)]
         if shapes[0] != shapes[1]:
             raise NoFit(f"{path}.{name} has shape {shapes[0]}, expected {shapes[1]}")

@@ -203,7 +203,7 @@ class Family:
 
     # -- routing ---------------------------------------------------------------------------------------------------------------------------
 
-    def __call__(self, *inputs: Tensor | None, spec: Spec) -> Any:
+    def __call__(self, *inputs: Tensor | None, spec: Any) -> Any:
         x = inputs[0]
         assert x is not None
         if torch._C._is_any_autocast_enabled():

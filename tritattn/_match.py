@@ -16,7 +16,7 @@ PASSIVE = frozenset(
     {"AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool2d", "Flatten", "Identity", "Sequential"}
 )
 # Layers that are no more than their weight and bias. Types and not names: quantisation and adapters have a Conv2d of their own.
-PLAIN_LAYERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm})
+PLAIN_LAYERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm})
 
 
 class Absent(NoFit):
@@ -35,7 +35,7 @@ class Match:
 
 def match(peer: Peer, block: nn.Module, sizes: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Match:
     """The block read as that entry. sizes: `options_of` of the entry's module. Raises NoFit with the reason."""
-    modules: dict[str | None, Any] = dict(block.named_modules(remove_duplicate=False))
+    modules: dict[str | None, Any] = {**dict(block.named_modules(remove_duplicate=False)), **dict(block.named_parameters())}
     for path in (*peer.layers.values(), *peer.called[:1]):
         if path not in modules:
             raise Absent(f"it has no layer {path}")

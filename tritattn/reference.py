@@ -152,6 +152,14 @@ def context(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
     return (x.flatten(2).to(a.dtype) @ a.transpose(1, 2))[..., 0]
 
 
+def plane_energy(x: Tensor, e_lambda: float) -> Tensor:
+    """SimAM's inverse energy of every element, d / (4 (sum d / (M - 1) + e_lambda)) + 1/2 with d = (x - mean)^2 over the M positions of its plane."""
+    flat = x.flatten(2)
+    d = (flat - flat.mean(2, keepdim=True)).square()
+    variance = d.sum(2, keepdim=True) / (flat.shape[2] - 1)
+    return (d / (4 * (variance + e_lambda)) + 0.5).view(x.shape)
+
+
 def concurrent(x: Tensor, s: Tensor, q: Tensor, combine: str) -> Tensor:
     """scSE's two gates on one map: x s + x q, or their element-wise maximum."""
     x = x.to(accumulator(x.dtype))

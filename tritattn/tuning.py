@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 RESIDENT_CHANNELS = 2048  # a program holds this many channels of a few positions in registers
+RESIDENT_ELEMENTS = 8192  # or this many elements of whole planes, in fp32
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ def processors(device: torch.device) -> int:
 def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device) -> Config:
     """The tiles of a pass over an [n, c, hw] map.
 
-    role: "channel" reduces positions; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "tile"
-    is elementwise.
+    role: "channel" reduces positions; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane"
+    and "shuffled_plane" own all positions of their channels, at once where they fit; "tile" is elementwise.
     """
-    rule = {"channel": _channel, "tile": _tile, "column": _column, "pixel": _pixel, "context": _context}[role]
+    rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device))
     return replace(config, source="forced", **_forced) if _forced else config
 
@@ -123,3 +124,34 @@ def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: i
     halved = 2 * (itemsize == 8) + ((c if channels_last else hw) % 4 != 0)
     config = _pixel(n, c, hw, itemsize, channels_last, sms, 8192 >> halved)
     return replace(config, num_warps=16) if config.block_c >= c else config
+
+
+def _plane(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, resident: int = RESIDENT_ELEMENTS) -> Config:
+    if itemsize == 8:
+        resident //= 2
+    block_p = power_of_two(hw)
+    if channels_last:
+        row = min(power_of_two(c), 64 // itemsize)  # 64 bytes, which a shuffled map reads as two runs of 32
+        if row * block_p > resident:
+            return Config(row, resident // 2 // row, num_warps=8)
+        return Config(row, block_p, num_warps=16 if row * block_p > 4096 else 8)
+    if block_p > resident:
+        return Config(1, 2048, num_warps=8)
+    block_c = min(power_of_two(c), max(1, 1024 // block_p))
+    return Config(block_c, block_p, num_warps=8 if hw % 4 else min(16, max(4, block_c * block_p // 256)))
+
+
+def _shuffled_plane(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    # a channels-last thread holds twice the channels, and each has parameters of its own
+    return _plane(n, c, hw, itemsize, channels_last, sms, RESIDENT_ELEMENTS // 2 if channels_last else RESIDENT_ELEMENTS)
+
+
+_RULES = {
+    "channel": _channel,
+    "tile": _tile,
+    "column": _column,
+    "pixel": _pixel,
+    "context": _context,
+    "plane": _plane,
+    "shuffled_plane": _shuffled_plane,
+}

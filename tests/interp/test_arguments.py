@@ -15,6 +15,7 @@ W1, B1, W2, B2 = torch.zeros(2, 4), torch.zeros(2), torch.zeros(4, 2), torch.zer
 MLP = W1, B1, W2, B2
 PIXEL = torch.zeros(1, 4, 1, 1)
 KERNEL = torch.zeros(1, 2, 3, 3)
+HALF = torch.zeros(2)
 CALLS = {
     "se": lambda x=X, **more: ops.se(x, *MLP, **more),
     "ese": lambda x=X, **more: ops.ese(x, torch.zeros(4, 4), **more),
@@ -26,6 +27,8 @@ CALLS = {
     "spatial_attention": lambda x=X, **more: ops.spatial_attention(x, KERNEL, **more),
     "cbam": lambda x=X, **more: ops.cbam(x, *MLP, KERNEL, **more),
     "gc": lambda x=X, **more: ops.gc(x, PIXEL, add=torch.relu, **more),
+    "shuffle": lambda x=X, **more: ops.shuffle(x, HALF, HALF, HALF, HALF, **{"groups": 1, **more}),
+    "simam": lambda x=X, **more: ops.simam(x, **more),
     "gate": lambda x=X, **more: ops.gate(x, torch.zeros(1), **more),
     "channel_statistics": lambda x=X, **more: ops.channel_statistics(x, **more),
     "spatial_statistics": lambda x=X, **more: ops.spatial_statistics(x, **more),
@@ -98,6 +101,8 @@ OPTIONS = {
     "channel_attention": {"pools": ("avg", "median"), "hidden": "tanh", "max_grad": "last"},
     "spatial_attention": {"order": "mean", "max_grad": "last"},
     "cbam": {"order": "mean", "max_grad": "last", "spatial_gate": "softmax", "hidden": "tanh", "pools": ()},
+    "shuffle": {"groups": 3, "eps": 0.0},
+    "simam": {"e_lambda": -1.0},
     "channel_statistics": {"pools": "avg", "max_grad": "last"},
     "spatial_statistics": {"kinds": ("mean", "min"), "max_grad": "last"},
 }
@@ -173,6 +178,11 @@ PARAMETERS = {
         lambda: ops.cbam(X, *MLP, KERNEL, norm=torch.nn.LayerNorm(1)),
         lambda: ops.cbam(X, *MLP, KERNEL, norm=torch.relu),
     ],
+    "cweight": [
+        lambda: ops.shuffle(X, torch.zeros(4), HALF, HALF, HALF, groups=1),
+        lambda: ops.shuffle(X, torch.zeros(2, 1), HALF, HALF, HALF, groups=1),
+    ],
+    "norm_bias": [lambda: ops.shuffle(X, *(HALF,) * 5, groups=1), lambda: ops.shuffle(X, *(HALF,) * 5, torch.zeros(1), groups=1)],
     "weights": [
         lambda: ops.gate(X, torch.zeros(2, 4, 3)),
         lambda: ops.gate(X, torch.zeros(1, 2, 4, 3, 5)),
@@ -214,6 +224,7 @@ def test_parameter_that_is_needed(launches):
     refused(TypeError, "w", lambda: ops.eca(X, None))
     refused(TypeError, "w", lambda: ops.sse(X, None))
     refused(TypeError, "weight", lambda: ops.spatial_attention(X, None))
+    refused(TypeError, "sbias", lambda: ops.shuffle(X, HALF, HALF, HALF, None, groups=1))
     assert not launches
 
 

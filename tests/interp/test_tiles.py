@@ -63,7 +63,7 @@ def test_more_splits_than_positions(op):
 
 
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("name", ["channel_statistics", "channel_statistics-even", "spatial_statistics-even", "sse", "scse-max"])
+@pytest.mark.parametrize("name", ["channel_statistics", "channel_statistics-even", "spatial_statistics-even", "sse", "scse-max", "shuffle"])
 def test_values_across_tiles(name, values):
     op = BY_NAME[name]
     with tuning.forced(**CUT):

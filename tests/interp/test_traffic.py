@@ -14,8 +14,10 @@ from perf.shapes import Site
 from tritattn import ops
 
 SITE = Site(1, 32, 16, 32, 4)
+# planes that fit on chip in either layout
+SITES = dict.fromkeys(("shuffle", "simam"), Site(1, 64, 8, 8, 4))
 # launches forward while the excite's weights are small
-LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3, "gc": 8, "gc_scale": 8}
+LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3, "gc": 8, "gc_scale": 8, "shuffle": 1, "simam": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,8 @@ def warm():
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", OPS)
 def test_traffic_and_launches_stay_within_the_bars(name, layout):
-    case = make_case(name, "bf16", layout, 2, SITE)
+    block = name.split("+")[0]
+    case = make_case(name, "bf16", layout, 2, SITES.get(block, SITE))
     moved = count(case, 256)
     map_bytes = map_order(case).map_numel * case.itemsize
     for mode, bar in zip(("fwd", "bwd"), case.op.bar_u, strict=True):
@@ -40,6 +43,16 @@ def test_traffic_and_launches_stay_within_the_bars(name, layout):
         # 0.03: the shares of a channel's gradient that column kernels leave, in fp32, one for every 64 positions
         assert found["total_u"] == pytest.approx(bar, abs=0.03), f"{mode}: {found}"
     assert moved["fwd"].launches <= LAUNCHES.get(case.op.block_name, 2), moved["fwd"].names
+
+
+@pytest.mark.parametrize("name", ["shuffle+residual+relu", "simam"])
+def test_planes_that_do_not_fit_on_chip_are_read_twice(name):
+    case = make_case(name, "bf16", "channels_last", 2, SITE)
+    moved = count(case, 256)
+    map_bytes = map_order(case).map_numel * case.itemsize
+    for mode, once in zip(("fwd", "bwd"), case.op.bar_u, strict=True):
+        again = 1 if mode == "fwd" else 2  # x; and da, or g
+        assert moved[mode].in_u(map_bytes)["total_u"] == pytest.approx(once + again, abs=0.03)
 
 
 @pytest.mark.parametrize("norm, limit", [("none", 4), ("batch", 6)])

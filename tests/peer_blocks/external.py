@@ -1,4 +1,4 @@
-"""SE, ECA and CBAM as in xmu-xiaoma666/External-Attention-pytorch."""
+"""SE, ECA, CBAM, shuffle attention and SimAM as in xmu-xiaoma666/External-Attention-pytorch."""
 
 import torch
 from torch import nn
@@ -69,3 +69,44 @@ class CBAMBlock(nn.Module):
     def forward(self, x):
         out = x * self.ca(x)
         return out * self.sa(out) + x
+
+
+class ShuffleAttention(nn.Module):
+    def __init__(self, channel=512, reduction=16, G=8):
+        super().__init__()
+        half = channel // (2 * G)
+        self.G = G
+        self.channel = channel
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.gn = nn.GroupNorm(half, half)
+        self.cweight = nn.Parameter(torch.zeros(1, half, 1, 1))
+        self.cbias = nn.Parameter(torch.ones(1, half, 1, 1))
+        self.sweight = nn.Parameter(torch.zeros(1, half, 1, 1))
+        self.sbias = nn.Parameter(torch.ones(1, half, 1, 1))
+        self.sigmoid = nn.Sigmoid()
+
+    @staticmethod
+    def channel_shuffle(x, groups):
+        b, _, h, w = x.shape
+        return x.reshape(b, groups, -1, h, w).permute(0, 2, 1, 3, 4).reshape(b, -1, h, w)
+
+    def forward(self, x):
+        b, _, h, w = x.size()
+        x_0, x_1 = x.view(b * self.G, -1, h, w).chunk(2, dim=1)
+        x_channel = x_0 * self.sigmoid(self.cweight * self.avg_pool(x_0) + self.cbias)
+        x_spatial = x_1 * self.sigmoid(self.sweight * self.gn(x_1) + self.sbias)
+        return self.channel_shuffle(torch.cat([x_channel, x_spatial], dim=1).contiguous().view(b, -1, h, w), 2)
+
+
+class SimAM(nn.Module):
+    def __init__(self, channels=None, e_lambda=1e-4):
+        super().__init__()
+        self.activaton = nn.Sigmoid()
+        self.e_lambda = e_lambda
+
+    def forward(self, x):
+        _, _, h, w = x.size()
+        n = w * h - 1
+        x_minus_mu_square = (x - x.mean(dim=[2, 3], keepdim=True)).pow(2)
+        y = x_minus_mu_square / (4 * (x_minus_mu_square.sum(dim=[2, 3], keepdim=True) / n + self.e_lambda)) + 0.5
+        return x * self.activaton(y)

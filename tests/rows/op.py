@@ -19,7 +19,8 @@ class Op:
 
     scaled: the parameters that multiply statistics of x. epilogue: whether residual and
     activation exist. raw: whether the result is statistics in fp32 rather than a map. families: the registered ops behind it. main: the row that
-    stands for its function where a test cannot afford them all. refused(shape of x): whether a BatchNorm in training has too few values.
+    stands for its function where a test cannot afford them all. refused(shape of x): whether a BatchNorm in training has too few values. multiple: of
+    which x has a number of channels.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Op:
     raw: bool = False
     main: bool = False
     refused: Callable[[Shape], bool] = lambda shape: False
+    multiple: int = 1
 
     def __str__(self) -> str:
         return self.name

@@ -7,6 +7,8 @@ from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
 from .global_context import GlobalContext
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
+from .shuffle import ShuffleAttention
+from .simam import SimAM
 from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "ConcurrentSE",
     "EffectiveSqueezeExcite",
     "GlobalContext",
+    "ShuffleAttention",
+    "SimAM",
     "SpatialAttention",
     "SpatialSE",
     "SqueezeExcite",

@@ -23,12 +23,12 @@ T = TypeVar("T")
 REWEIGHTING_HOOKS = (torch.nn.utils.prune.BasePruningMethod, WeightNorm)
 
 
-def obstacle(layer: nn.Module | None, kinds: Collection[type] = PLAIN_LAYERS) -> str | None:
-    """Why a fused pass may not stand in for a call of `layer`: its type adds something, or hooks do. None when it may.
+def obstacle(layer: nn.Module | Tensor | None, kinds: Collection[type] = PLAIN_LAYERS) -> str | None:
+    """Why a fused pass may not stand in for a call of `layer`: its type adds something, or hooks do. None when it may, as for a bare parameter.
 
     A parametrized layer is fine, because reading its weight runs the parametrization, and so is a pruned or weight-normalised one.
     """
-    if layer is None:
+    if not isinstance(layer, nn.Module):
         return None
     kind = type(layer)
     if kind not in kinds:
@@ -56,8 +56,8 @@ def weights(layer: nn.Module | None) -> tuple[Any, Any]:
     return layer.weight, layer.bias
 
 
-def sublayer(module: nn.Module, path: str) -> nn.Module | None:
-    """The layer at a dotted path, None where the path ends in None."""
+def sublayer(module: nn.Module, path: str) -> Any:
+    """The layer or parameter at a dotted path, None where the path ends in None."""
     layer: Any = module
     for name in path.split("."):
         layer = getattr(layer, name)
@@ -135,7 +135,7 @@ class Block(nn.Module):
     State dicts of other packages' blocks load as they are; `load_state_dict(strict=True)` names the keys and shapes that do not fit.
     """
 
-    layers: ClassVar[tuple[str, ...]]  # paths of the layers, in the order in which `fused` takes them
+    layers: ClassVar[tuple[str, ...]]  # paths of the layers and bare parameters, in the order in which `fused` takes them
     called: ClassVar[frozenset[str]] = frozenset()  # those among them that `fused` itself calls as modules
 
     def __init_subclass__(cls) -> None:

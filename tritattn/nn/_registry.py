@@ -12,6 +12,8 @@ from ._base import reduced
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
+from .shuffle import ShuffleAttention
+from .simam import SimAM
 from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 Factory = Callable[..., nn.Module]
@@ -31,6 +33,8 @@ _FACTORIES: dict[str, Factory] = {
     "ese": EffectiveSqueezeExcite,
     "scse": ConcurrentSE,
     "se": SqueezeExcite,
+    "shuffle": ShuffleAttention,
+    "simam": SimAM,
     "spatial_attention": SpatialAttention,
     "sse": SpatialSE,
     # timm's

@@ -1,6 +1,7 @@
 """Functional forms of the attention blocks, and the primitives that they are made of.
 
-Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc. Primitives: channel_statistics, spatial_statistics, gate.
+Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, shuffle, simam. Primitives: channel_statistics,
+spatial_statistics, gate.
 """
 
 import torch.fx
@@ -9,6 +10,7 @@ from .channel import channel_attention, channel_statistics, cse, eca, ese, se
 from .context import gc
 from .gate import gate
 from .pixel import scse, sse
+from .plane import shuffle, simam
 from .spatial import cbam, spatial_attention, spatial_statistics
 
 __all__ = [
@@ -22,6 +24,8 @@ __all__ = [
     "gc",
     "scse",
     "se",
+    "shuffle",
+    "simam",
     "spatial_attention",
     "spatial_statistics",
     "sse",

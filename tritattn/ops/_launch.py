@@ -21,9 +21,9 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import context, excite, gate, pixel, squeeze
+    from ..kernels import context, excite, gate, pixel, plane, squeeze
 
-    modules = (excite, squeeze, gate, pixel, context)
+    modules = (excite, squeeze, gate, pixel, context, plane)
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 
@@ -160,7 +160,7 @@ def gate_forward(
 class Cotangent:
     """What flows into the backward passes of a gate: g with the activation still to be undone, or da after the first pass stored it."""
 
-    def __init__(self, m: Map, g: Tensor, residual: Tensor | None, spec: Spec):
+    def __init__(self, m: Map, g: Tensor, residual: Tensor | None, spec: Any):
         self.g = m.same(g)
         self.activation = spec.activation
         # without an activation neither the residual nor its gradient is needed

@@ -49,7 +49,7 @@ class Peer:
     source: str
     classes: tuple[str, ...]  # names under which it is found
     module: str  # class in tritattn.nn
-    layers: Mapping[str, str]  # path of a layer in the module -> its path in the block
+    layers: Mapping[str, str]  # path of a layer or bare parameter in the module -> its path in the block
     options: Mapping[str, Any] = field(default_factory=dict)  # constructor options that all such blocks have in common
     read: Callable[[Any], dict[str, Any]] = lambda block: {}  # those that depend on the block; raises NoFit
     hidden: str | None = None  # path of the activation in the bottleneck
