@@ -36,7 +36,7 @@ TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cud
 
 @dataclasses.dataclass
 class Launch:
-    """A kernel as an op launches it. maps: names of its pointers to buffers of map order."""
+    """A kernel as an op launches it. maps: names of its pointers to maps of the case's size."""
 
     kernel: Any
     args: tuple[Any, ...]
@@ -80,10 +80,13 @@ def recording(case: Case) -> Iterator[list[Launch]]:
     found: list[Launch] = []
     of_map = map_order(case)
 
+    def whole(t: torch.Tensor) -> bool:
+        return of_map(t.numel()) and t.numel() == of_map.map_numel  # workspaces of map order are not accessed as maps are
+
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launch = Launch(kernel, args, kwargs, frozenset(), case.layout, case.dtype)
         tensors = {name: value for name, value in launch.bound.items() if isinstance(value, torch.Tensor)}
-        found.append(dataclasses.replace(launch, maps=frozenset(n for n, t in tensors.items() if of_map(t.numel()))))
+        found.append(dataclasses.replace(launch, maps=frozenset(n for n, t in tensors.items() if whole(t))))
 
     with mock.patch.object(_library, "_device_problem", lambda device: None), mock.patch.object(JITFunction, "run", record):
         yield found

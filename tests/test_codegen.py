@@ -17,6 +17,7 @@ OPS = ("se+residual+relu", "scse+residual+relu", "cbam+residual+relu", "sse+resi
 CASES = [("bf16", op, layout, target) for op in OPS for layout in ("contiguous", "channels_last") for target in ("sm_90", "gfx942")]
 CASES += [("fp32", "scse+residual+relu", "contiguous", "sm_80"), ("fp16", "cbam+residual+relu", "channels_last", "sm_100")]
 CASES += [("bf16", "shuffle+residual+relu", "contiguous", "sm_90"), ("bf16", "simam+residual+relu", "channels_last", "sm_90")]
+CASES += [("fp32", op, "contiguous", "sm_90") for op in ("se", "cbam")]
 
 
 def kernels(dtype, op, layout, stage):
@@ -36,8 +37,9 @@ def test_no_spills_and_wide_accesses(dtype, op, layout, target):
     assert any(made["map_load_bits"] for made in found) and any(made["map_store_bits"] for made in found)
 
 
-def test_rows_of_odd_length_do_not_spill():
-    for launch in kernels("bf16", "cbam+residual+relu", "contiguous", 3).values():
+@pytest.mark.parametrize("op", ["se", "cbam+residual+relu"])
+def test_rows_of_odd_length_do_not_spill(op):
+    for launch in kernels("bf16", op, "contiguous", 3).values():
         made = row(launch, "sm_90")
         assert made["status"] == "ok" and made["spill_bytes"] == 0, made
 

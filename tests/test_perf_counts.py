@@ -187,6 +187,8 @@ def test_launches_are_recorded_without_a_device():
     assert len(found) >= 4
     again = {launch.config for launch in codegen.launches(case)}
     assert {launch.config for launch in found} == again  # a configuration's name is the same in every run
+    squeeze = codegen.launches(make_case("se", "bf16", "channels_last", 1, STAGES[2]))[0]
+    assert squeeze.bound["part_ptr"].numel() * 8 > squeeze.bound["x_ptr"].numel() and squeeze.maps == {"x_ptr"}
 
 
 @pytest.mark.parametrize(("hw", "bits"), [(28, 128), (7, 16)], ids=["aligned", "odd"])

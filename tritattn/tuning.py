@@ -73,36 +73,45 @@ def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: boo
     return replace(config, source="forced", **_forced) if _forced else config
 
 
-def _fit(c: int, hw: int, channels_last: bool) -> tuple[int, int]:
-    """A tile long in the contiguous dimension; smaller where rows cannot be loaded in vectors, because every element then takes a register."""
-    elements = 4096 if (c if channels_last else hw) % 4 == 0 else 2048
-    if channels_last:
-        block_c = min(power_of_two(c), 128)
-        return block_c, max(1, min(power_of_two(hw), elements // block_c))
-    block_p = min(power_of_two(hw), 256)
-    return max(1, min(power_of_two(c), elements // block_p)), block_p
+def _each(row: int, itemsize: int) -> int:
+    """Elements of a tile that a thread holds: 32 bytes, two vectors, or 8 that cannot be loaded in vectors. With twice as many some kernels spill."""
+    return 8 if row % 4 else max(1, 32 // itemsize)
+
+
+def _warps(block_c: int, block_p: int, each: int) -> int:
+    return max(1, min(8, block_c * block_p // (32 * each)))
 
 
 def _channel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    block_c, block_p = _fit(c, hw, channels_last)
-    programs = n * -(-c // block_c)
-    steps = -(-hw // block_p)
-    splits = min(steps, power_of_two(-(-4 * sms // max(programs, 1))))
-    return Config(block_c, block_p, splits)
+    tile = _tile(n, c, hw, itemsize, channels_last, sms)
+    programs = n * -(-c // tile.block_c)
+    steps = -(-hw // tile.block_p)
+    return replace(tile, splits=min(steps, power_of_two(-(-4 * sms // max(programs, 1)))))
 
 
 def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    return Config(*_fit(c, hw, channels_last))
+    """As many elements as 8 warps hold, long in the contiguous dimension."""
+    each = _each(c if channels_last else hw, itemsize)
+    elements = 8 * 32 * each
+    if channels_last:
+        block_c = min(power_of_two(c), 128)
+        block_p = max(1, min(power_of_two(hw), elements // block_c))
+    else:
+        block_p = min(power_of_two(hw), 256)
+        block_c = max(1, min(power_of_two(c), elements // block_p))
+    return Config(block_c, block_p, num_warps=_warps(block_c, block_p, each))
 
 
 def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
     if channels_last:
         # many positions, because every program leaves a share of each channel's gradient; 64 bytes of a row at least
-        return Config(min(power_of_two(c), 32), min(power_of_two(hw), 64))
-    block_p = min(power_of_two(hw), 256)
-    while block_p > 32 and n * -(-hw // block_p) < sms:
-        block_p //= 2
-    return Config(max(1, min(power_of_two(c), 2048 // block_p)), block_p)
+        block_c, block_p = min(power_of_two(c), 32), min(power_of_two(hw), 64)
+    else:
+        block_p = min(power_of_two(hw), 256)
+        while block_p > 32 and n * -(-hw // block_p) < sms:
+            block_p //= 2
+        block_c = max(1, min(power_of_two(c), 2048 // block_p))
+    return Config(block_c, block_p, num_warps=_warps(block_c, block_p, _each(c if channels_last else hw, itemsize)))
 
 
 def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, elements: int = 8192) -> Config:
