@@ -15,7 +15,7 @@ OPS = (
     *("se+residual+relu", "cbam+residual+relu", "se", "cbam", "scse", "eca", "sse", "scse_max", "scse+residual+relu", "ese", "cse"),
     *("shuffle", "simam"),
     *("se+relu", "se+residual", "eca+residual+relu", "sse+residual+relu", "channel_attention", "spatial_attention"),
-    *("gc", "gc_scale"),
+    *("gc", "gc_scale", "gsop"),
 )
 
 

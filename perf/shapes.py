@@ -87,6 +87,10 @@ SETS = {
         ("gc", "gc_scale"),
         epilogues=False,
     ),
+    # the last block of each stage, the fourth with stride 1
+    "gsop_resnet50": ShapeSet(
+        (Site(1, 256, 56, 56, 16), Site(1, 512, 28, 28, 32), Site(1, 1024, 14, 14, 64), Site(1, 2048, 14, 14, 128)), (384, 32), ("gsop",)
+    ),
     "square": ShapeSet(
         tuple(Site(1, c, s, s, c // 16) for c in (256, 64, 1024) for s in (56, 28, 14, 7)),
         (64,),

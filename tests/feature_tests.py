@@ -36,6 +36,7 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "gc": lambda **like: blocks.GlobalContext(C, rd_channels=4, fuse_scale=True, residual=True, activation="relu", **like),
     "shuffle": lambda **like: blocks.ShuffleAttention(C, groups=1, **like),
     "simam": lambda **like: blocks.SimAM(C, residual=True, activation="silu", **like),
+    "gsop": lambda **like: blocks.GSoP(C, 4, stride=1, residual=True, activation="relu", **like),
     "attention": lambda **like: blocks.Attention(nn.Conv2d(C, C, 1, **like), gate="sigmoid"),
 }
 every_block = pytest.mark.parametrize("name", BLOCKS)
@@ -139,7 +140,7 @@ def test_autocast(name):
         x = feature_map(dtype=dtype)
         got = gradients(block, call, x)
         assert got["y"].dtype == dtype and got["x"].dtype == dtype
-        if name in ("attention", "gc"):
+        if name in ("attention", "gc", "gsop"):
             continue  # its layers are torch's, and autocast's business
         for key, wanted in expected(block, x).items():
             # the reference rounds each of a map's gradients to bfloat16 before it adds them

@@ -15,6 +15,8 @@ from perf.shapes import STAGES
 
 OPS = ("se+residual+relu", "scse+residual+relu", "cbam+residual+relu", "sse+residual+relu")
 CASES = [("bf16", op, layout, target) for op in OPS for layout in ("contiguous", "channels_last") for target in ("sm_90", "gfx942")]
+CASES += [("bf16", "gc", "contiguous", "sm_90"), ("bf16", "gc_scale", "channels_last", "sm_80")]
+CASES += [("bf16", "gsop", "contiguous", "sm_90")]
 CASES += [("fp32", "scse+residual+relu", "contiguous", "sm_80"), ("fp16", "cbam+residual+relu", "channels_last", "sm_100")]
 CASES += [("bf16", "shuffle+residual+relu", "contiguous", "sm_90"), ("bf16", "simam+residual+relu", "channels_last", "sm_90")]
 CASES += [("fp32", op, "contiguous", "sm_90") for op in ("se", "cbam")]
@@ -56,3 +58,11 @@ def test_no_maximum_drops_a_nan():
         else:
             assert not dropping, name
     assert seen == 2
+
+
+@pytest.mark.parametrize("target, instruction", [("sm_80", r"\bmma\.sync"), ("sm_90", r"\bwgmma\.mma_async"), ("gfx942", r"\bv_mfma_f32")])
+def test_covariances_are_products_of_matrices(target, instruction):
+    found = kernels("bf16", "gsop", "contiguous", 1)
+    for name in ("covariance_fwd_kernel", "covariance_bwd_kernel"):
+        assembly = compile_for(found[name], target).asm
+        assert re.search(instruction, assembly.get("ptx") or assembly["amdgcn"]), name

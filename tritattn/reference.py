@@ -152,6 +152,13 @@ def context(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
     return (x.flatten(2).to(a.dtype) @ a.transpose(1, 2))[..., 0]
 
 
+def covariance(x: Tensor) -> Tensor:
+    """Covariance of the channels over all positions, in fp32 (fp64 for fp64 maps): [N, C, C]."""
+    flat = x.flatten(2).to(accumulator(x.dtype))
+    centred = flat - flat.mean(-1, keepdim=True)
+    return centred @ centred.transpose(1, 2) / flat.shape[-1]
+
+
 def plane_energy(x: Tensor, e_lambda: float) -> Tensor:
     """SimAM's inverse energy of every element, d / (4 (sum d / (M - 1) + e_lambda)) + 1/2 with d = (x - mean)^2 over the M positions of its plane."""
     flat = x.flatten(2)

@@ -66,7 +66,7 @@ def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: boo
     """The tiles of a pass over an [n, c, hw] map.
 
     role: "channel" reduces positions; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane"
-    and "shuffled_plane" own all positions of their channels, at once where they fit; "tile" is elementwise.
+    and "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs; "tile" is elementwise.
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device))
@@ -135,6 +135,10 @@ def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: i
     return replace(config, num_warps=16) if config.block_c >= c else config
 
 
+def _covariance(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    return Config(min(power_of_two(c), 32 if itemsize == 8 else 64), 32)
+
+
 def _plane(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, resident: int = RESIDENT_ELEMENTS) -> Config:
     if itemsize == 8:
         resident //= 2
@@ -161,6 +165,7 @@ _RULES = {
     "column": _column,
     "pixel": _pixel,
     "context": _context,
+    "covariance": _covariance,
     "plane": _plane,
     "shuffled_plane": _shuffled_plane,
 }

@@ -1,8 +1,8 @@
 """The blocks of the harness by name."""
 
-from . import channel, context, pixel, plane, spatial
+from . import channel, context, covariance, pixel, plane, spatial
 from .block import NORM, Block, Params, Peer, Weights
 
 __all__ = ["BLOCKS", "NORM", "Block", "Params", "Peer", "Weights"]
 
-BLOCKS: dict[str, Block] = {**channel.BLOCKS, **pixel.BLOCKS, **spatial.BLOCKS, **context.BLOCKS, **plane.BLOCKS}
+BLOCKS: dict[str, Block] = {**channel.BLOCKS, **pixel.BLOCKS, **spatial.BLOCKS, **context.BLOCKS, **plane.BLOCKS, **covariance.BLOCKS}

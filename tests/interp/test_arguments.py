@@ -29,11 +29,13 @@ CALLS = {
     "gc": lambda x=X, **more: ops.gc(x, PIXEL, add=torch.relu, **more),
     "shuffle": lambda x=X, **more: ops.shuffle(x, HALF, HALF, HALF, HALF, **{"groups": 1, **more}),
     "simam": lambda x=X, **more: ops.simam(x, **more),
+    "gsop": lambda x=X, **more: ops.gsop(x, torch.relu, lambda s: s[:, :, :1], **more),
+    "covariance": lambda x=X: ops.covariance(x),
     "gate": lambda x=X, **more: ops.gate(x, torch.zeros(1), **more),
     "channel_statistics": lambda x=X, **more: ops.channel_statistics(x, **more),
     "spatial_statistics": lambda x=X, **more: ops.spatial_statistics(x, **more),
 }
-GATED = [name for name in CALLS if not name.endswith("statistics")]
+GATED = [name for name in CALLS if name != "covariance" and not name.endswith("statistics")]
 
 
 def refused(error, argument, call):
@@ -71,7 +73,7 @@ def test_map(name, bad, launches):
     assert not launches
 
 
-@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc"])
+@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc", "gsop"])
 def test_map_of_another_rank(name, launches):
     for shape in ((2, 4, 3), (2, 4, 3, 5, 2)):
         refused(ValueError, "x", lambda shape=shape: CALLS[name](torch.zeros(shape)))
@@ -163,6 +165,8 @@ PARAMETERS = {
         lambda: ops.gc(X, None, torch.zeros(1), add=torch.relu),
     ],
     "add": [lambda: ops.gc(X, PIXEL), lambda: ops.gc(X, PIXEL, add=1.0)],
+    "reduce": [lambda: ops.gsop(X, None, torch.relu), lambda: ops.gsop(X, (torch.relu, None), torch.relu)],
+    "excite": [lambda: ops.gsop(X, torch.relu, W1)],
     "scale": [lambda: ops.gc(X, PIXEL, scale=PIXEL)],
     "weight": [
         lambda: ops.spatial_attention(X, torch.zeros(1, 2, 4, 4)),
@@ -197,6 +201,13 @@ def test_parameter(argument, launches):
     for call in PARAMETERS[argument]:
         refused((ValueError, TypeError), argument, call)
     assert not launches
+
+
+def test_networks_that_return_another_shape():
+    refused(ValueError, "add", lambda: ops.gc(X, PIXEL, add=torch.sum))
+    refused(ValueError, "scale", lambda: ops.gc(X, PIXEL, scale=lambda z: z[:, :2]))
+    refused(ValueError, "reduce", lambda: ops.gsop(X, torch.sum, torch.relu))
+    refused(ValueError, "excite", lambda: ops.gsop(X, torch.relu, torch.relu))
 
 
 def _replacements():

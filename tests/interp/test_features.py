@@ -46,7 +46,7 @@ def test_compiled_graphs_hold_the_op_and_little_else(name):
         got = gradients(block, call, x)
     same(got, wanted)
     forward, backward = graphs
-    own = 1 if name == "attention" else 0  # its convolution's
+    own = 1 if name in ("attention", "gsop") else 0  # its convolution's, or what its convolution reads
     assert len(maps_written(forward, x.shape)) == 1 + own
     da = getattr(block, "residual", False) and block.activation != "none"
     # a block that adds its own input gets two gradients of it, which are added by whoever owns the input

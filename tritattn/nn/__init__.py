@@ -6,6 +6,7 @@ from .attention import Attention
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
 from .global_context import GlobalContext
+from .gsop import GSoP, ISqrtCovPooling
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
 from .shuffle import ShuffleAttention
 from .simam import SimAM
@@ -19,7 +20,9 @@ __all__ = [
     "ChannelSE",
     "ConcurrentSE",
     "EffectiveSqueezeExcite",
+    "GSoP",
     "GlobalContext",
+    "ISqrtCovPooling",
     "ShuffleAttention",
     "SimAM",
     "SpatialAttention",

@@ -1,13 +1,14 @@
 """Functional forms of the attention blocks, and the primitives that they are made of.
 
-Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, shuffle, simam. Primitives: channel_statistics,
-spatial_statistics, gate.
+Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, gsop, shuffle, simam. Primitives: channel_statistics,
+spatial_statistics, covariance, gate.
 """
 
 import torch.fx
 
 from .channel import channel_attention, channel_statistics, cse, eca, ese, se
 from .context import gc
+from .covariance import covariance, gsop
 from .gate import gate
 from .pixel import scse, sse
 from .plane import shuffle, simam
@@ -17,11 +18,13 @@ __all__ = [
     "cbam",
     "channel_attention",
     "channel_statistics",
+    "covariance",
     "cse",
     "eca",
     "ese",
     "gate",
     "gc",
+    "gsop",
     "scse",
     "se",
     "shuffle",

@@ -5,7 +5,7 @@ The networks are torch modules, so these are two ops, `context_squeeze` and `con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
 from . import _checks, _excite
 from ._launch import Cotangent, Map, counters, gate_backward_channel, gate_backward_input, gate_forward, kernels, matrix
+from ._networks import Network, called, network
 
 # -- the squeeze -----------------------------------------------------------------------------------------------------------------------------
 
@@ -154,21 +155,6 @@ context_gate = RelayGate(
 
 # -- the public function ---------------------------------------------------------------------------------------------------------------------
 
-Network = Callable[[Tensor], Tensor]
-
-
-def _called(name: str, network: Network | None, context: Tensor) -> Tensor | None:
-    """The network on the context [N, C], in the dtype of its parameters: [N, C]."""
-    if network is None:
-        return None
-    first = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
-    z = (context if first is None else context.to(first.dtype)).view(*context.shape, 1, 1)
-    t = network(z)
-    if t.shape != z.shape:
-        raise ValueError(f"{name}: got a network that returns shape {list(t.shape)}, expected {list(z.shape)}")
-    return t.flatten(1)
-
-
 def gc(
     x: Tensor, w: Tensor | None, b: Tensor | None = None, *, add: Network | None = None, scale: Network | None = None, gate: str = "sigmoid",
     residual: Tensor | None = None, activation: str = "none",
@@ -195,14 +181,15 @@ def gc(
     if w is None and b is not None:
         raise ValueError("b: got a bias without w, expected None")
     _checks.parameter("b", b, x, (1,))
-    for name, network in (("add", add), ("scale", scale)):
-        if network is not None and not callable(network):
-            raise TypeError(f"{name}: got {type(network).__name__}, expected a module or a function")
+    network("add", add, optional=True)
+    network("scale", scale, optional=True)
     if add is None and scale is None:
         raise ValueError("add: got None, and None for scale, expected a network for one of them")
     spec = Spec(gate=gate, activation=activation)
     context, *slots = context_squeeze(x, w, b, spec=spec)
-    weights = _called("scale", scale, context), _called("add", add, context)
+    z = context.view(*context.shape, 1, 1)
+    factor = None if scale is None else called("scale", scale, z, z.shape).flatten(1)
+    shift = None if add is None else called("add", add, z, z.shape).flatten(1)
     if not slots:  # the squeeze took the reference
-        return _gate_reference(x, *weights, residual, None, None, spec)[0]
-    return context_gate(x, *weights, residual, *slots, spec=spec)
+        return _gate_reference(x, factor, shift, residual, None, None, spec)[0]
+    return context_gate(x, factor, shift, residual, *slots, spec=spec)

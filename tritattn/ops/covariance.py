@@ -1,0 +1,152 @@
+"""Second-order pooling: covariances of channels, and the channel gate that small networks make of them (GSoP).
+
+The networks, one of which reads the rectified map itself, are torch modules. So `rectify` and `channel_relay_gate` are joined as a relay: the
+rectified map's gradient and the gate's meet in one pass that writes dx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._library import INTERPRET, Family
+from .._relay import RelaySqueeze
+from .._spec import Spec
+from . import _checks
+from ._launch import Map, gate_forward, kernels
+from ._networks import Networks, called, network
+from .channel import channel_relay_gate
+
+# -- the covariance --------------------------------------------------------------------------------------------------------------------------
+
+
+def _fake(x, spec: Spec) -> tuple[Tensor, ...]:
+    n, c = x.shape[:2]
+    acc = reference.accumulator(x.dtype)
+    return x.new_empty((n, c, c), dtype=acc), x.new_empty((n, 2, c), dtype=acc)
+
+
+def _args(m: Map) -> tuple[int, int, dict]:
+    """(blocks of channels, blocks of positions, the kernels' arguments about them). Matrix units take no fewer than 16 of either."""
+    config = m.config("covariance")
+    block_c, block_p = max(16, config.block_c), max(16, config.block_p)
+    # three bf16 numbers hold an fp32 one, and of their nine products six are large enough to count; the interpreter knows none of this
+    precision = "ieee" if m.acc == torch.float64 or INTERPRET else "bf16x6"
+    args = dict(m.args, PRECISION=precision, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=config.num_warps)
+    return -(-m.c // block_c), -(-m.hw // block_p), args
+
+
+def _launch(x, spec: Spec) -> tuple[Tensor, ...]:
+    m = Map(x)
+    found, mean = _fake(x, spec)
+    blocks_c, _, args = _args(m)
+    kernels().covariance_fwd_kernel[(m.n * blocks_c * blocks_c,)](m.x, found, mean, **args)
+    return found, mean
+
+
+def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
+    m = Map(inputs[0])
+    dx = m.empty()
+    blocks_c, blocks_p, args = _args(m)
+    kernels().covariance_bwd_kernel[(m.n * blocks_c * blocks_p,)](grads[0].contiguous(), m.x, saved[0], dx, **args)
+    return [m.output(dx)]
+
+
+covariance_family = Family(
+    "covariance",
+    inputs=("x",),
+    outputs=("covariance", "mean"),
+    differentiable=1,
+    saved=("mean",),
+    batched=("x",),
+    fake=_fake,
+    launch=_launch,
+    backward=_backward,
+    reference=lambda x, spec: (reference.covariance(x),),
+)
+
+# -- the rectified map ------------------------------------------------------------------------------------------------------------------------
+
+
+def _rectify_fake(x, spec: Spec) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), RelaySqueeze.slot(x), RelaySqueeze.slot(x.new_empty(x.shape[:2], dtype=reference.accumulator(x.dtype)))
+
+
+def _rectify_launch(x, spec: Spec) -> tuple[Tensor, ...]:
+    return gate_forward(Map(x), None, None, None, Spec(activation="relu")), *_rectify_fake(x, spec)[1:]
+
+
+def _rectify_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
+    drectified, da, logits = grads
+    m = Map(inputs[0])
+    dx = m.empty()
+    config = m.config("tile")
+    kernels().rectified_bwd_kernel[(m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p),)](
+        m.same(da), m.x, m.same(drectified), None if da is None else logits.contiguous(), dx, **m.args, GATE=spec.gate, HAS_CHANNEL=da is not None,
+        HAS_DA=da is not None, HAS_RECTIFIED=drectified is not None, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+    )  # fmt: skip
+    return [m.output(dx)]
+
+
+rectify = RelaySqueeze(
+    "rectify",
+    inputs=("x",),
+    outputs=("rectified", "map_slot", "logits_slot"),
+    differentiable=3,
+    saved=(),
+    batched=("x",),
+    fake=_rectify_fake,
+    launch=_rectify_launch,
+    backward=_rectify_backward,
+    reference=lambda x, spec: (x.relu(),),
+    share=lambda da, inputs, logits, spec: channel_relay_gate.reference(da, logits, None, None, None, spec._replace(activation="none")),
+)
+
+# -- public functions ------------------------------------------------------------------------------------------------------------------------
+
+
+def covariance(x: Tensor) -> Tensor:
+    """Covariance of the channels over all positions, in fp32 (fp64 for fp64 maps): cov[n, i, j] = mean_p (x_ip - mean_p x_ip) (x_jp - mean_p x_jp).
+
+    x: [N, C, *spatial] with one to three spatial dimensions; float32, float16, bfloat16 or float64. Returns [N, C, C]. On matrix units, as exact as
+    fp32. The authors of MPN-COV (Li et al., 2018, arXiv:1712.01034) multiply by a centring matrix of positions x positions instead.
+    Raises TypeError and ValueError naming the argument.
+    """
+    _checks.feature_map(x, ranks=(3, 4, 5))
+    return covariance_family(x, spec=Spec())
+
+
+def gsop(
+    x: Tensor, reduce: Networks, excite: Networks, *, gate: str = "sigmoid", residual: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """Global second-order pooling, channel attention (Gao et al., 2019, arXiv:1811.12006): y = a(x * f(excite(cov(u))) + residual),
+    u = relu(reduce(relu(x))).
+
+    Args:
+        x: [N, C, H, W]; float32, float16, bfloat16 or float64.
+        reduce: a module or function, or several called in turn, from relu(x) to a map [N, D, h, w] of fewer channels: in the paper a 1x1 convolution
+            and a BatchNorm.
+        excite: the same from the covariances [N, D, D, 1] to logits [N, C, 1, 1]: in the paper a BatchNorm of the rows, a convolution of each row and
+            a 1x1 convolution. Modules get their input in the dtype of their parameters.
+        gate: f, one of sigmoid, hard_sigmoid, relu, none.
+        residual: of x's shape and dtype. activation: a, one of none, relu, silu, hardswish, gelu.
+
+    Returns y, x's dtype, with the strides of torch.empty_like(x). Raises TypeError and ValueError naming the argument.
+    """
+    _checks.feature_map(x)
+    _checks.residual(residual, x)
+    _checks.choice("activation", activation, reference.ACTIVATIONS)
+    _checks.choice("gate", gate, reference.GATES)
+    network("reduce", reduce)
+    network("excite", excite)
+    n, c = x.shape[:2]
+    spec = Spec(gate=gate, activation=activation)
+    rectified, *slots = rectify(x, spec=spec)
+    found = covariance(called("reduce", reduce, rectified, (n, None, None, None)).relu())
+    logits = called("excite", excite, found.unsqueeze(-1), (n, c, 1, 1)).flatten(1)
+    if not slots:  # the squeeze took the reference
+        return channel_relay_gate.reference(x, logits, residual, None, None, spec)[0]
+    return channel_relay_gate(x, logits, residual, *slots, spec=spec)
