@@ -29,12 +29,10 @@ def load_gates(
 
 @triton.jit
 def combine_gates(x, s, q, COMBINE: tl.constexpr):
-    """Both gates on the tile as one factor [BLOCK_C, BLOCK_P], and the shares of s and q in its gradient.
+    """Both gates on the tile x as one factor, its derivative d(x factor)/dx, and the share of s in its gradient; s and q broadcast to x.
 
     product: s q; sum: s + q; max: the factor of max(x s, x q), ties shared as torch.maximum does.
     """
-    s = s[:, None]
-    q = q[None, :]
     if COMBINE == "max":
         a = x * s
         b = x * q
@@ -271,7 +269,7 @@ def gate_bwd_input_kernel(
     s, q = load_gates(logits_ptr, spatial_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, HAS_SPATIAL, ACC)
     dx = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     if HAS_G:
-        factor, slope, _ = combine_gates(x, s, q, COMBINE)
+        factor, slope, _ = combine_gates(x, s[:, None], q[None, :], COMBINE)
         da = output_cotangent(g_ptr, residual_ptr, g_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, False, ACC)
         dx += da * slope
     if HAS_STATS:

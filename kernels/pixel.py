@@ -1,7 +1,7 @@
 """Gates of single positions: the 1x1 convolution to one channel (sSE), alone or beside a channel gate (scSE).
 
 A position's gate needs all its channels and nothing else, so a program that owns BLOCK_P positions with all their channels reads x once: RESIDENT,
-BLOCK_C >= C. Above that many channels it walks them twice, the second time from L2.
+BLOCK_C >= C. Above that many channels it walks them twice, the second time from L2, unless group.py can hold the image.
 """
 
 import triton
@@ -48,7 +48,7 @@ def pixel_gate_fwd_kernel(
         if not RESIDENT:
             x = load_tile(x_ptr + image, offsets, mask, ACC)
         s, _ = load_gates(logits_ptr, q_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, False, ACC)
-        factor, _, _ = combine_gates(x, s, h, COMBINE)
+        factor, _, _ = combine_gates(x, s[:, None], h[None, :], COMBINE)
         y = x * factor
         if HAS_RESIDUAL:
             y += load_tile(residual_ptr + image, offsets, mask, ACC)
@@ -90,7 +90,7 @@ def pixel_gate_bwd_kernel(
             offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
             x = load_tile(x_ptr + image, offsets, mask, ACC)
             s, _ = load_gates(logits_ptr, q_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, False, ACC)
-            factor, _, share = combine_gates(x, s, h, COMBINE)
+            factor, _, share = combine_gates(x, s[:, None], h[None, :], COMBINE)
             da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
             product = tl.where(mask, da * x, 0.0)
             if COMBINE == "max":

@@ -18,6 +18,7 @@ import tritattn
 from .cases import Case, Inputs, make_case
 from .choices import for_batch
 from .counting import Counter, Moved, interpreted, map_order, read_indices
+from .interleave import interleaved
 from .providers import build
 from .shapes import Site
 
@@ -28,7 +29,7 @@ def count(case: Case, batch: int) -> dict[str, Moved]:
     call = build("tritattn", case, inputs.weights, "cpu")
     call.train(True)
     of_map = map_order(case)
-    with for_batch(batch), tritattn.backend("triton"):
+    with interleaved(), for_batch(batch), tritattn.backend("triton"):
         with Counter(of_map) as forward, interpreted(forward):
             y = call.run(inputs.x[0], inputs.residual[0])
         with Counter(of_map) as backward, interpreted(backward):

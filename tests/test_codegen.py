@@ -46,6 +46,19 @@ def test_rows_of_odd_length_do_not_spill(op):
         assert made["status"] == "ok" and made["spill_bytes"] == 0, made
 
 
+GROUPS = [("sse", 2, "sm_80", 64), ("scse_max+residual+relu", 2, "sm_90", 64), ("scse+residual+relu", 3, "sm_100", 128)]
+
+
+@pytest.mark.parametrize("op, stage, target, bits", GROUPS)
+def test_groups_of_programs(op, stage, target, bits):
+    """Rows of 14x14 elements are aligned to 8 bytes, rows of 7x7 to 2: eight of these are loaded as one."""
+    found = [row(launch, target) for launch in kernels("bf16", op, "contiguous", stage).values() if launch.cooperative]
+    assert len(found) == 2
+    for made in found:
+        assert made["status"] == "ok" and made["spill_bytes"] == 0, made
+        assert made["map_load_bits"] == bits and made["map_store_bits"] == bits, made
+
+
 def test_no_maximum_drops_a_nan():
     """`max.f32` and `min.f32` return the other operand of a NaN. Activations and gates must not use them; statistics only beside a test for NaN."""
     seen = 0

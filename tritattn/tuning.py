@@ -5,6 +5,7 @@ Every rank of a job and every run gets the same tiles for the same shape, so the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,21 +16,27 @@ import torch
 
 RESIDENT_CHANNELS = 2048  # a program holds this many channels of a few positions in registers
 RESIDENT_ELEMENTS = 8192  # or this many elements of whole planes, in fp32
+GROUP_BYTES = 16384  # of an image, that one program of a group holds
 
 
 @dataclass(frozen=True)
 class Config:
-    """Tiles of one launch: BLOCK_C channels x BLOCK_P positions per step, positions cut into `splits` programs."""
+    """Tiles of one launch: BLOCK_C channels x BLOCK_P positions per step, positions cut into `splits` programs.
+
+    group (role "pixel" alone): BLOCK_C channels x all positions per program; the programs of an image hold it together and wait for each other, and
+    `splits` images are held at once.
+    """
 
     block_c: int
     block_p: int
     splits: int = 1
     num_warps: int = 4
     source: str = "rule"
+    group: bool = False
 
     @property
     def key(self) -> str:
-        return f"c{self.block_c}p{self.block_p}s{self.splits}w{self.num_warps}"
+        return f"c{self.block_c}p{self.block_p}s{self.splits}w{self.num_warps}" + "g" * self.group
 
 
 _forced: dict[str, Any] = {}
@@ -61,6 +68,23 @@ def processors(device: torch.device) -> int:
     return 132
 
 
+def cooperative(device: torch.device) -> bool:
+    """Whether programs of one launch may wait for each other: only where a cooperative launch promises that all of them run at once.
+
+    Every NVIDIA GPU that the kernels run on has it, and on each of its multiprocessors fits a program of 8 warps, whatever registers these take.
+    AMD's is not relied on, and Triton's interpreter runs one program after another.
+    """
+    return torch.version.hip is None and device.type != "cpu"
+
+
+def rows_together(c: int, hw: int, itemsize: int) -> int:
+    """How many rows of hw elements make one that is aligned to 16 bytes; 1 where each is aligned to 8, or where c is no multiple of them."""
+    vector = max(1, 16 // itemsize)
+    common = math.gcd(hw, vector)
+    rows = vector // common
+    return 1 if common * itemsize >= 8 or c % rows else rows
+
+
 @lru_cache(maxsize=8192)
 def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device) -> Config:
     """The tiles of a pass over an [n, c, hw] map.
@@ -70,6 +94,8 @@ def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: boo
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device))
+    if role == "pixel" and config.block_c < c and not channels_last and cooperative(device):
+        config = _group(n, c, hw, itemsize, processors(device)) or config
     return replace(config, source="forced", **_forced) if _forced else config
 
 
@@ -125,6 +151,17 @@ def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
     steps = -(-hw // block_p)
     splits = min(steps, max(1, power_of_two(-(-4 * sms // max(n, 1)))))
     return Config(block_c, block_p, splits, 8)
+
+
+def _group(n: int, c: int, hw: int, itemsize: int, sms: int) -> Config | None:
+    """An image in the registers of a group of programs, one program per multiprocessor; None where an image does not fit."""
+    rows = rows_together(c, hw, itemsize)
+    held = GROUP_BYTES if rows == 1 else GROUP_BYTES // 2  # the channels of several rows take registers too
+    block_p = power_of_two(hw)
+    block_c = min(power_of_two(c), held // itemsize // block_p)
+    if block_c < rows or -(-c // block_c) > sms:
+        return None
+    return Config(block_c, block_p, min(n, sms // -(-c // block_c)), 8, group=True)
 
 
 def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:

@@ -14,6 +14,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 import torch  # noqa: E402
 from interpreter import faithful, recorded  # noqa: E402
 
+from perf.interleave import interleaved  # noqa: E402
+
 
 def pytest_configure(config):
     # lanes outside of a map, and inputs with Inf and NaN
@@ -32,6 +34,13 @@ def launches():
     """The names of the kernels launched so far, in order."""
     with recorded() as names:
         yield names
+
+
+@pytest.fixture(autouse=True)
+def waiting():
+    """Kernels whose programs wait for each other run too."""
+    with interleaved():
+        yield
 
 
 UNWRITTEN = {torch.int32: 0x5A5A5A5A}

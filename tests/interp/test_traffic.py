@@ -10,7 +10,7 @@ from perf.cases import make_case
 from perf.counting import Counter, MapOrder, interpreted, map_order
 from perf.interpret import count
 from perf.ops import OPS
-from perf.shapes import Site
+from perf.shapes import STAGES, Site
 from tritattn import ops
 
 SITE = Site(1, 32, 16, 32, 4)
@@ -53,6 +53,18 @@ def test_planes_that_do_not_fit_on_chip_are_read_twice(name):
     for mode, once in zip(("fwd", "bwd"), case.op.bar_u, strict=True):
         again = 1 if mode == "fwd" else 2  # x; and da, or g
         assert moved[mode].in_u(map_bytes)["total_u"] == pytest.approx(once + again, abs=0.03)
+
+
+@pytest.mark.parametrize("op, site", [("sse+residual+relu", STAGES[2]), ("scse_max+residual+relu", Site(1, 576, 7, 7, 2))])
+def test_short_rows_of_many_channels(op, site):
+    """An image is held by programs that wait for each other: none of them reads it twice, or a part of a sector."""
+    case = make_case(op, "bf16", "contiguous", 2, site)
+    moved = count(case, 256)
+    assert any("group" in name for name in moved["fwd"].names) and any("group" in name for name in moved["bwd"].names)
+    for mode, bar in zip(("fwd", "bwd"), case.op.bar_u, strict=True):
+        # 0.02: sectors that two programs share
+        assert moved[mode].in_u(map_order(case).map_numel * case.itemsize)["total_u"] == pytest.approx(bar, abs=0.02)
+    assert moved["fwd"].launches <= (1 if op.startswith("sse") else 4)
 
 
 @pytest.mark.parametrize("norm, limit", [("none", 4), ("batch", 6)])

@@ -21,9 +21,9 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import context, covariance, excite, gate, pixel, plane, squeeze
+    from ..kernels import context, covariance, excite, gate, group, pixel, plane, squeeze
 
-    modules = (excite, squeeze, gate, pixel, context, covariance, plane)
+    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane)
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 

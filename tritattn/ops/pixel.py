@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import reference, tuning
 from .._library import Family
 from .._spec import Spec
 from . import _checks, _excite
@@ -15,16 +16,43 @@ from ._launch import Cotangent, Map, counters, gate_backward_input, kernels, mat
 from .channel import mlp_kind
 
 
+class Groups:
+    """The launch of the kernels of kernels/group.py: `images` of the map at once, a group of programs on each."""
+
+    def __init__(self, m: Map, config: tuning.Config):
+        rows = tuning.rows_together(m.c, m.hw, m.x.element_size())
+        block_r, block_p = max(1, config.block_c // rows), tuning.power_of_two(m.hw)
+        blocks = -(-m.c // (rows * block_r))
+        self.images = min(config.splits, m.n)
+        self.grid = (self.images * blocks,)
+        self.args: dict[str, Any] = dict(
+            part_ptr=m.small(self.images, blocks, m.hw), counter_ptr=counters(m.x, 2 * m.n), N=m.n, C_V=m.c // rows, HW=m.hw, ROWS=rows,
+            BLOCK_R=block_r, BLOCK_P=block_p, BLOCK_S=min(tuning.power_of_two(blocks), max(1, 4096 // block_p)), ACC=m.acc_tl,
+            num_warps=config.num_warps,
+            # every program of a group has to run, or the others wait for ever
+            launch_cooperative_grid=True,
+            # one program per multiprocessor is all that is counted on: no spills for the sake of a second
+            maxnreg=248,
+        )  # fmt: skip
+
+
 def _pixel_forward(m: Map, w, b, logits: Tensor | None, residual: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
     """(y, q [N, HW]); q before its gate."""
     y = m.empty()
     q = m.small(m.n, m.hw)
-    config = m.config("pixel")
-    kernels().pixel_gate_fwd_kernel[(m.n * -(-m.hw // config.block_p),)](
-        m.x, matrix(w), b, logits, m.same(residual), y, q, **m.args, GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=logits is not None,
-        COMBINE=spec.combine, HAS_B=b is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation, RESIDENT=config.block_c >= m.c,
-        BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+    args = (m.x, matrix(w), b, logits, m.same(residual), y, q)
+    flags = dict(
+        GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=logits is not None, COMBINE=spec.combine, HAS_B=b is not None,
+        HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
     )  # fmt: skip
+    config = m.config("pixel")
+    if config.group and not m.channels_last:
+        group = Groups(m, config)
+        kernels().pixel_gate_group_fwd_kernel[group.grid](*args, **group.args, **flags)
+    else:
+        kernels().pixel_gate_fwd_kernel[(m.n * -(-m.hw // config.block_p),)](
+            *args, **m.args, **flags, RESIDENT=config.block_c >= m.c, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps
+        )
     return m.output(y), q
 
 
@@ -32,21 +60,29 @@ def _pixel_backward(
     m: Map, w: Tensor, logits: Tensor | None, q: Tensor, spec: Spec, cotangent: Cotangent, dx: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(dq [N, HW], dw [C], gradient of the channel logits [N, C]); stores da into the cotangent, and dx where it is given."""
-    config = m.config("pixel")
-    resident = config.block_c >= m.c
-    groups = config.splits if resident else -(-m.hw // config.block_p)
     dq = m.small(m.n, m.hw)
-    dw = m.small(m.n, groups, m.c)
-    dlogits = m.small(m.n, m.c) if logits is not None else None
     channel = logits is not None
-    kernels().pixel_gate_bwd_kernel[(m.n * groups,)](
-        x_ptr=m.x, w_ptr=matrix(w), logits_ptr=logits, q_ptr=q, da_ptr=cotangent.da, dx_ptr=dx, dq_ptr=dq, dw_part_ptr=dw,
-        ds_part_ptr=m.small(m.n, groups, m.c) if channel else None, counter_ptr=counters(m.x, m.n) if channel else None, dlogits_ptr=dlogits,
-        groups=groups, **m.args, **cotangent.args(), GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=channel, COMBINE=spec.combine,
-        STORE_DA=cotangent.da is not None, STORE_DX=dx is not None, RESIDENT=resident, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
-        num_warps=config.num_warps,
+    dlogits = m.small(m.n, m.c) if channel else None
+    args = dict(x_ptr=m.x, w_ptr=matrix(w), logits_ptr=logits, q_ptr=q, da_ptr=cotangent.da, dx_ptr=dx, dq_ptr=dq, dlogits_ptr=dlogits)
+    flags = dict(
+        GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=channel, COMBINE=spec.combine, STORE_DA=cotangent.da is not None,
+        STORE_DX=dx is not None,
     )  # fmt: skip
-    return dq, dw.sum((0, 1)), dlogits
+    config = m.config("pixel")
+    if config.group and not m.channels_last:
+        group = Groups(m, config)
+        dw = m.small(m.n, m.c)
+        kernels().pixel_gate_group_bwd_kernel[group.grid](**args, dw_part_ptr=dw, **group.args, **cotangent.args(), **flags)
+    else:
+        resident = config.block_c >= m.c
+        groups = config.splits if resident else -(-m.hw // config.block_p)
+        dw = m.small(m.n * groups, m.c)
+        kernels().pixel_gate_bwd_kernel[(m.n * groups,)](
+            **args, dw_part_ptr=dw, ds_part_ptr=m.small(m.n, groups, m.c) if channel else None, counter_ptr=counters(m.x, m.n) if channel else None,
+            groups=groups, **m.args, **cotangent.args(), **flags, RESIDENT=resident, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
+            num_warps=config.num_warps,
+        )  # fmt: skip
+    return dq, dw.sum(0), dlogits
 
 
 def _like(t: Tensor, parameter: Tensor | None) -> Tensor | None:

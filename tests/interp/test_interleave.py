@@ -1,0 +1,91 @@
+"""Programs that wait for each other: every order of theirs gives the same bits, and they need no more of them at once than a launch guarantees."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from cases import BY_NAME, DTYPES, VALUES, check, fused, make, run
+from tritattn.kernels.excite import arrive
+from tritattn.kernels.group import wait
+from triton.runtime.errors import InterpreterError
+
+from perf.interleave import interleaved
+from tritattn import ops, tuning
+from tritattn.ops import _launch
+
+OPS = [BY_NAME[name] for name in ("sse", "sse-hard", "scse", "scse-max")]
+# rows of whole vectors, rows that only together have vectors, and neither; channels that fill no block
+SHAPES = [(3, 5, 2, 4), (2, 8, 3, 3), (2, 7, 3, 5)]
+FORCED = {"group": True, "block_c": 4, "splits": 2}
+
+
+@triton.jit
+def meeting_kernel(x_ptr, y_ptr, counter_ptr, TOTAL: tl.constexpr):
+    """y_i = x_(i+1), once every program has stored its x."""
+    i = tl.program_id(0)
+    tl.store(x_ptr + i, i)
+    if not arrive(counter_ptr, TOTAL):
+        wait(counter_ptr + 1)
+    arrive(counter_ptr + 1, TOTAL)
+    tl.store(y_ptr + i, tl.load(x_ptr + (i + 1) % TOTAL))
+
+
+def meet(programs, **bounds):
+    x, y, counter = torch.full((programs,), -1), torch.zeros(programs, dtype=torch.int64), torch.zeros(2, dtype=torch.int32)
+    with interleaved(**bounds):
+        meeting_kernel[(programs,)](x, y, counter, TOTAL=programs, launch_cooperative_grid=True)
+    return y.tolist(), counter.tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_meeting_of_all_programs(seed):
+    assert meet(5, seed=seed, resident=5) == ([1, 2, 3, 4, 0], [0, 0])
+
+
+def test_a_meeting_that_one_cannot_attend():
+    with pytest.raises(InterpreterError, match="no progress: 4 programs wait for each other, 1 have not started"):
+        meet(5, resident=4)
+
+
+def test_an_error_in_a_program_ends_the_launch():
+    with pytest.raises(InterpreterError, match="unsupported operand"), interleaved():
+        meeting_kernel[(2,)](torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.int32), TOTAL="two", launch_cooperative_grid=True)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.main], ids=str)
+def test_the_same_bits_in_any_order(op):
+    inputs = make(op, (3, 8, 3, 3), residual=True)
+    found = []
+    with tuning.forced(**FORCED):
+        for seed in range(3):
+            with interleaved(seed, resident=4):  # two blocks of channels, two images at once
+                found.append(run(fused, op, inputs, "relu"))
+    assert all(torch.equal(t, found[0][name]) for got in found for name, t in got.items())
+    assert not any(counter.any() for counter in _launch._counters.values())
+
+
+def test_a_group_needs_all_of_its_programs():
+    x, w = torch.randn(2, 12, 3, 3), torch.randn(1, 12, 1, 1)
+    with tuning.forced(**{**FORCED, "splits": 1}):
+        with interleaved(resident=3):
+            ops.sse(x, w)
+        with pytest.raises(InterpreterError, match="no progress"), interleaved(resident=2):
+            ops.sse(x, w)
+    _launch._counters.clear()  # which the programs that were given up left as they stood
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_dtypes(op, dtype, launches):
+    turn = OPS.index(op) + list(DTYPES).index(dtype)
+    with tuning.forced(**FORCED):
+        check(op, make(op, SHAPES[turn % 3], dtype=DTYPES[dtype], residual=turn % 2 == 0), "relu")
+    assert "pixel_gate_group_fwd_kernel" in launches and "pixel_gate_group_bwd_kernel" in launches
+
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("op", [BY_NAME["sse"], BY_NAME["scse-max"]], ids=str)
+def test_values(op, values):
+    shape = SHAPES[len(values) % 3]
+    with tuning.forced(**FORCED):
+        check(op, make(op, shape, values=values, residual=len(values) % 2 == 0, seed=2), "silu" if len(values) > 3 else "none")

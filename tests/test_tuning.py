@@ -1,0 +1,53 @@
+"""The choice of tiles."""
+
+import pytest
+import torch
+
+from tritattn import tuning
+
+GPU, INTERPRETER = torch.device("meta"), torch.device("cpu")
+SHORT_ROWS = ("pixel", 256, 1024, 196, 2)
+
+
+@pytest.fixture
+def amd(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    tuning.choose.cache_clear()
+    yield
+    tuning.choose.cache_clear()
+
+
+def test_programs_wait_for_each_other_where_rows_are_short():
+    config = tuning.choose(*SHORT_ROWS, False, GPU)
+    assert config.group and config.key.endswith("g")
+    assert not tuning.choose(*SHORT_ROWS, True, GPU).group
+    assert not tuning.choose("pixel", 256, 256, 3136, 2, False, GPU).group
+
+
+@pytest.mark.parametrize(("c", "hw", "itemsize"), [(1024, 196, 2), (2048, 49, 2), (2047, 49, 2), (768, 256, 2), (2048, 49, 4), (1024, 784, 2)])
+@pytest.mark.parametrize("n", [1, 3, 256])
+def test_no_more_programs_wait_than_there_are_multiprocessors(n, c, hw, itemsize):
+    config = tuning.choose("pixel", n, c, hw, itemsize, False, GPU)
+    assert config.group and 1 <= config.splits <= n
+    assert config.splits * -(-c // config.block_c) <= tuning.processors(GPU)
+    assert config.block_c % tuning.rows_together(c, hw, itemsize) == 0 and config.num_warps == 8
+
+
+def test_an_image_that_fits_in_no_group_is_walked():
+    assert not tuning.choose("pixel", 256, 65536, 196, 2, False, GPU).group
+
+
+def test_no_program_waits_where_no_launch_runs_all_of_them(amd):
+    assert not tuning.choose(*SHORT_ROWS, False, GPU).group
+
+
+def test_no_program_waits_in_the_interpreter_of_triton():
+    assert not tuning.choose(*SHORT_ROWS, False, INTERPRETER).group
+
+
+SEVERAL, ONE = [(2048, 49, 2, 8), (2048, 49, 4, 4), (8, 6, 2, 4)], [(2047, 49, 2, 1), (1024, 196, 2, 1), (3, 5, 8, 1)]
+
+
+@pytest.mark.parametrize(("c", "hw", "itemsize", "rows"), SEVERAL + ONE)
+def test_rows_that_only_together_load_in_vectors(c, hw, itemsize, rows):
+    assert tuning.rows_together(c, hw, itemsize) == rows
