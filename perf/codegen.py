@@ -36,7 +36,7 @@ TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cud
 
 @dataclasses.dataclass
 class Launch:
-    """A kernel as an op launches it. maps: names of its pointers to maps of the case's size."""
+    """A kernel as an op launches it. maps: names of its pointers to maps of x's or y's size."""
 
     kernel: Any
     args: tuple[Any, ...]
@@ -86,7 +86,8 @@ def recording(case: Case) -> Iterator[list[Launch]]:
     of_map = map_order(case)
 
     def whole(t: torch.Tensor) -> bool:
-        return of_map(t.numel()) and t.numel() == of_map.map_numel  # workspaces of map order are not accessed as maps are
+        # workspaces of map order are not accessed as maps are
+        return of_map(t.numel()) and t.numel() in (of_map.map_numel, case.op.block.wide * of_map.map_numel)
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launch = Launch(kernel, args, kwargs, frozenset(), case.layout, case.dtype)
@@ -248,7 +249,7 @@ def shipped() -> set[str]:
 def collect(quick: bool) -> list[Launch]:
     """Launches to compile, each kernel, configuration, dtype and layout once; with `quick` one per kernel and layout."""
     dtypes = ("bf16",) if quick else ("bf16", "fp16", "fp32", "fp64")
-    sets = ("se_resnet50", "cbam_resnet50", "scse_unet", "sa_resnet50") if quick else tuple(SETS)
+    sets = ("se_resnet50", "cbam_resnet50", "scse_unet", "sa_resnet50", "resnest50") if quick else tuple(SETS)
     cases = all_cases(OPS, sets, dtypes, ("contiguous", "channels_last"))
     found: dict[tuple[str, ...], Launch] = {}
     for case in cases:

@@ -16,6 +16,7 @@ OPS = (
     *("shuffle", "simam"),
     *("se+relu", "se+residual", "eca+residual+relu", "sse+residual+relu", "channel_attention", "spatial_attention"),
     *("gc", "gc_scale", "gsop"),
+    *("sk", "splat"),
 )
 
 

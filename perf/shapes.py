@@ -91,6 +91,28 @@ SETS = {
     "gsop_resnet50": ShapeSet(
         (Site(1, 256, 56, 56, 16), Site(1, 512, 28, 28, 32), Site(1, 1024, 14, 14, 64), Site(1, 2048, 14, 14, 128)), (384, 32), ("gsop",)
     ),
+    # of the ResNeXt-50 with selective kernels, after its two branches
+    "sk_resnext50": ShapeSet(
+        (Site(3, 128, 56, 56, 32), Site(4, 256, 28, 28, 32), Site(6, 512, 14, 14, 32), Site(3, 1024, 7, 7, 64)),
+        (256, 32, 1),
+        ("sk",),
+        epilogues=False,
+    ),
+    # the output of the split attention; its input has twice the channels
+    "resnest50": ShapeSet(
+        (
+            Site(3, 64, 56, 56, 32),
+            Site(1, 128, 56, 56, 64),
+            Site(3, 128, 28, 28, 64),
+            Site(1, 256, 28, 28, 128),
+            Site(5, 256, 14, 14, 128),
+            Site(1, 512, 14, 14, 256),
+            Site(2, 512, 7, 7, 256),
+        ),
+        (256, 32, 1),
+        ("splat",),
+        epilogues=False,
+    ),
     "square": ShapeSet(
         tuple(Site(1, c, s, s, c // 16) for c in (256, 64, 1024) for s in (56, 28, 14, 7)),
         (64,),

@@ -14,7 +14,7 @@ from rows import BY_NAME, MAIN, OPS, Op, Params, Shape
 from tolerance import assert_close, largest
 from torch import Tensor, nn
 
-__all__ = ["BY_NAME", "DTYPES", "LAYOUTS", "MAIN", "OPS", "TAILS", "VALUES", "Inputs", "Op", "check", "eager", "fused", "make", "run"]
+__all__ = ["BY_NAME", "DTYPES", "LAYOUTS", "MAIN", "OPS", "TAILS", "VALUES", "Inputs", "Op", "check", "eager", "fused", "make", "run", "y_like"]
 
 # -- inputs -----------------------------------------------------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ def make(
         if callable(size):
             return _filled(size(), normal).to(parameters or dtype)
         if name.startswith("x"):
-            return a_map(values)
+            return a_map(values, shape)
         value = normal(*size)
         if len(size) > 1 and name != "weights":
             value /= math.sqrt(math.prod(size[1:]))
@@ -148,12 +148,17 @@ def make(
             value /= OFFSET
         return value.to(parameters or dtype).requires_grad_()
 
-    def a_map(values: str) -> Tensor:
+    def a_map(values: str, shape: Shape) -> Tensor:
         return LAYOUTS[layout](VALUES[values](normal(*shape)).to(dtype)).requires_grad_()
 
-    x = a_map(values)
+    x = a_map(values, (shape[0], op.wide * shape[1], *shape[2:]))
     params = {name: parameter(name, size) for name, size in op.shapes(shape).items()}
-    return Inputs(x, params, a_map("random") if residual else None, seed)
+    return Inputs(x, params, a_map("random", shape) if residual else None, seed)
+
+
+def y_like(op: Op, x: Tensor) -> Tensor:
+    """Empty, of the strides that y has."""
+    return torch.empty_like(x if op.wide == 1 else x[:, : x.shape[1] // op.wide])
 
 
 def _norm(mode: str, dtype: torch.dtype) -> nn.BatchNorm2d:
@@ -220,7 +225,8 @@ def check(op: Op, inputs: Inputs, activation: str = "none", wanted: Collection[s
         dtype = (accumulator if op.raw else inputs.x.dtype) if name == "y" else kinds[name]
         # all of an image, or of the batch, and the steps from the statistics to the gate
         terms = 16 + math.prod(rest) * (1 if _of_map(name) else n)
-        # a single number may be a sum that cancels: its error is that of the parameters' gradients
-        like = gradients if name in kinds and expected[name].numel() == 1 and gradients else [expected[name]]
+        # a single number, or what is zero altogether, may be a sum that cancels: its error is that of the parameters' gradients
+        cancels = expected[name].numel() == 1 or not expected[name].any()
+        like = gradients if name in kinds and cancels and gradients else [expected[name]]
         assert_close(name, value, expected[name], cast[name].to(dtype), terms=terms, accumulator=summed, scale=largest(*like))
     return got

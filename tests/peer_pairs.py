@@ -3,7 +3,7 @@
 import torch
 from pairs import BLOCKS, PAIRS, PROMOTES, RANKS, RETURN_GATE
 
-__all__ = ["BLOCKS", "PAIRS", "PROMOTES", "RANKS", "RETURN_GATE", "assert_same", "build", "sample", "step"]
+__all__ = ["BLOCKS", "PAIRS", "PROMOTES", "RANKS", "RETURN_GATE", "assert_same", "build", "channels", "sample", "step"]
 
 
 def build(name):
@@ -16,10 +16,17 @@ def build(name):
     return block
 
 
+def channels(block):
+    """Of the map that the block takes: those of its first layer, where that has more than two."""
+    if hasattr(block, "in_channels"):
+        return block.in_channels
+    layers = (m for m in block.modules() if getattr(m, "weight", None) is not None and m.weight.dim() > 1)
+    return next((c for m in layers if (c := m.weight.shape[1] * getattr(m, "groups", 1)) > 2), 16)
+
+
 def sample(block, name=None, ties=False):
-    channels = next((p.shape[1] for p in block.parameters() if p.dim() > 1 and p.shape[1] > 2), 16)
     size = {3: (11,), 4: (6, 8), 5: (3, 4, 2)}[RANKS.get(name, 4)]
-    x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(2, channels(block), *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return (2 * x).round().relu() / 2 if ties else x
 
 

@@ -7,7 +7,7 @@ import peer_blocks.blog
 import peer_blocks.external
 import pytest
 import torch
-from peer_pairs import PAIRS
+from peer_pairs import PAIRS, channels
 from torch import nn
 
 from tritattn import nn as tn
@@ -42,8 +42,7 @@ def test_loads_and_computes_the_same(name, assign):
     given = dict(state)
     ours.load_state_dict(given, strict=True, assign=assign)
     assert given.keys() == state.keys() and all(torch.equal(given[key], state[key]) for key in state)  # not ours to change
-    channels = next((p.shape[1] for p in theirs.parameters() if p.dim() > 1 and p.shape[1] > 2), 16)
-    x = torch.randn(2, channels, 6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(2, channels(theirs), 6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for training in (True, False):
         for found, expected in zip(step(ours.train(training), x), step(theirs.train(training), x), strict=True):
             torch.testing.assert_close(found.double(), expected.double(), rtol=1e-10, atol=1e-10)

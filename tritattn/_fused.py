@@ -84,7 +84,7 @@ def make_plan(match: Match, block: nn.Module) -> Plan:
     model = module_type(**match.options, device="meta")
     for ours, theirs in peer.layers.items():
         _check_shapes(theirs, sublayer(block, theirs), sublayer(model, ours))
-    paths = tuple(peer.layers.get(name) for name in module_type.layers)
+    paths = tuple(peer.layers.get(name) for name in model.layers)
     return Plan(module_type, paths, model.settings(), model.residual, peer.inputs, match.input_dims, tuple(inner), peer.before)
 
 

@@ -369,22 +369,26 @@ class Family:
     def _op_backward_impl(self, *args: Any) -> Any:
         *tensors, spec, needs = args
         grads, inputs, saved = self._split(tensors)
-        found = self.run_backward(grads, inputs, saved, self._decode(spec), needs)
         settled = []
-        for t, f, need in zip(inputs, found, needs, strict=True):
+        spec = self._decode(spec)
+        for i, (f, need) in enumerate(zip(self.run_backward(grads, inputs, saved, spec, needs), needs, strict=True)):
             if not need or f is None:
                 settled.append(inputs[0].new_empty(0))
                 continue
             # an op may not return its argument, and must return the strides that its fake promised
-            expected = torch.empty_like(t)
-            same = f.dtype == t.dtype and f.stride() == expected.stride() and all(f is not a for a in tensors)
+            expected = self.gradient_like(i, inputs, spec)
+            same = f.dtype == expected.dtype and f.stride() == expected.stride() and all(f is not a for a in tensors)
             settled.append(f if same else expected.copy_(f))
         return _schema_result(settled)
 
     def _fake_backward(self, *args: Any) -> Any:
-        *tensors, _, needs = args
-        inputs = self._split(tensors)[1]
-        return _schema_result([torch.empty_like(t) if need else inputs[0].new_empty(0) for t, need in zip(inputs, needs, strict=True)])
+        *tensors, spec, needs = args
+        inputs, spec = self._split(tensors)[1], self._decode(spec)
+        return _schema_result([self.gradient_like(i, inputs, spec) if need else inputs[0].new_empty(0) for i, need in enumerate(needs)])
+
+    def gradient_like(self, index: int, inputs: Sequence[Any], spec: Any) -> Tensor:
+        """Empty, as the backward op returns the gradient of that input."""
+        return torch.empty_like(inputs[index])
 
     def _op_setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.spec = inputs

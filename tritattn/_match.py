@@ -13,7 +13,7 @@ from .peers import GATES, HIDDEN, NoFit, Peer
 
 # Types of inner modules that a fused pass replaces without looking at them: pooling to one element and reshaping.
 PASSIVE = frozenset(
-    {"AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool2d", "Flatten", "Identity", "Sequential"}
+    {"AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "AdaptiveMaxPool2d", "Flatten", "Identity", "ModuleList", "Sequential"}
 )
 # Layers that are no more than their weight and bias. Types and not names: quantisation and adapters have a Conv2d of their own.
 PLAIN_LAYERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm})
@@ -44,7 +44,7 @@ def match(peer: Peer, block: nn.Module, sizes: Callable[[Mapping[str, Any]], dic
         _check_inner(peer, path, module)
     layers = {ours: modules[theirs] for ours, theirs in peer.layers.items()}
     options = {**sizes(layers), **_activations(peer, modules), **peer.options, **chosen}
-    channels = modules[peer.called[0]].in_channels if peer.called else options.get("channels", 16)
+    channels = getattr(block, "in_channels", modules[peer.called[0]].in_channels) if peer.called else options.get("channels", 16)
     pools = [name for m in modules.values() if (name := type(m).__name__).startswith("AdaptiveAvgPool")]
     return Match(peer, options, channels, 2 + int(pools[0][-2]) if pools else 4)
 

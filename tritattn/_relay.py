@@ -22,10 +22,11 @@ class RelaySqueeze(Family):
     """The last of its differentiable outputs are slots, named so: "map_slot", one for each weight that comes back, perhaps "through_slot". The
     backward launcher gets what arrived in them as the last grads.
 
-    Its first `maps` inputs are the maps. share(da, inputs, *weights, spec) -> the gate's share of each map's gradient, in plain torch.
+    Its first `maps` inputs are the maps. share(da, inputs, *weights, spec) -> the gate's share of each map's gradient, in plain torch, None for
+    a map that is not there.
     """
 
-    def __init__(self, name: str, *, share: Callable[..., Sequence[Tensor]], maps: int = 1, **parts: Any):
+    def __init__(self, name: str, *, share: Callable[..., Sequence[Tensor | None]], maps: int = 1, **parts: Any):
         results = parts["outputs"][: parts["differentiable"]]
         self.slots = sum(result.endswith("_slot") for result in results)
         self.passes_through = results[-1] == "through_slot"
@@ -62,6 +63,9 @@ class RelayGate(Family):
         self.map_slot = self.inputs.index("map_slot")
         self.relayed = [self.inputs.index(slot.removesuffix("_slot")) for slot in self.inputs[self.map_slot + 1 :]]
 
+    def gradient_like(self, index: int, inputs: Sequence[Any], spec: Any) -> Tensor:
+        return self.fake(*inputs, spec)[0] if index == 0 else super().gradient_like(index, inputs, spec)
+
     def kept(self, inputs: Sequence[Tensor | None], spec: Any) -> list[Tensor | None]:
         return [None if i >= self.map_slot else t for i, t in enumerate(super().kept(inputs, spec))]
 
@@ -85,9 +89,9 @@ class RelayGate(Family):
     ) -> list[Tensor | None]:
         # da is the gradient of a residual, real or zero
         full, asked = list(inputs), list(needs)
-        assert self.residual is not None and full[0] is not None
+        assert self.residual is not None and grads[0] is not None
         if full[self.residual] is None:
-            full[self.residual] = torch.zeros_like(full[0])
+            full[self.residual] = torch.zeros_like(grads[0])
         asked[self.residual], asked[0] = asked[0], False
         found = super()._reference_backward(grads, full, spec, asked)
         found[0], found[self.residual] = found[self.residual], None

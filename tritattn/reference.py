@@ -82,13 +82,13 @@ def spatial_statistics(x: Tensor, kinds: Sequence[str] = ("mean", "max"), *, max
 
 def excite(
     z: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, *, kind: str, hidden: str,
-    norm: torch.nn.Module | None = None,
+    norm: torch.nn.Module | None = None, groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """The small network between squeeze and gate: statistics z [N, K, C] -> logits [N, C].
+    """The small network between squeeze and gate: statistics z [N, K, C] -> logits [N, C], or as many as w2 has rows.
 
-    mlp: sum_k (w2 hidden(norm(w1 z_k + b1)) + b2); fc: sum_k (w2 z_k + b2); conv, circular: a 1-D convolution of z along the channels with the odd
-    kernel w2, zero or circular padding, and before it hidden of one with the kernel w1 [R, 1, 1] where there is one. norm takes one statistic, and
-    [N, R, 1, 1].
+    mlp: sum_k (w2 hidden(norm(w1 z_k + b1)) + b2), in `groups` as a convolution has them; fc: sum_k (w2 z_k + b2); conv, circular: a 1-D convolution
+    of z along the channels with the odd kernel w2, zero or circular padding, and before it hidden of one with the kernel w1 [R, 1, 1] where there is
+    one. norm takes one statistic, and [N, R, 1, 1].
     """
     w1, b1, w2, b2 = (_acc(t, z) for t in (w1, b1, w2, b2))
     assert w2 is not None
@@ -103,13 +103,25 @@ def excite(
         return F.conv1d(z, w2, b2, padding=k // 2 if kind == "conv" else 0)[:, 0]
     if kind == "mlp":
         assert w1 is not None
-        z = F.linear(z, w1.flatten(1), b1)
+        z = _linear(z, w1, b1, groups)
         if norm is not None:
             dtype = next((p.dtype for p in norm.parameters()), z.dtype)
             z = norm(z.to(dtype).transpose(1, 2)[..., None]).to(z.dtype)[..., 0].transpose(1, 2)
         z = HIDDEN[hidden](z)
-    t = F.linear(z, w2.flatten(1), b2)
+    t = _linear(z, w2, b2, groups)
     return t[:, 0] if t.shape[1] == 1 else t.sum(1)
+
+
+def _linear(z: Tensor, w: Tensor, b: Tensor | None, groups: int) -> Tensor:
+    """A 1x1 convolution of z [N, K, C]; as matrix products, which no setting lets round to TF32 as convolutions may."""
+    w = w.flatten(1)
+    if groups == 1:
+        return F.linear(z, w, b)
+    n, k, c = z.shape
+    rows = w.shape[0]
+    columns = z.reshape(n * k, groups, c // groups).transpose(0, 1)
+    t = (columns @ w.view(groups, rows // groups, c // groups).transpose(1, 2)).transpose(0, 1).reshape(n, k, rows)
+    return t if b is None else t + b
 
 
 def finish(gated: Tensor, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:

@@ -86,38 +86,40 @@ def rows_together(c: int, hw: int, itemsize: int) -> int:
 
 
 @lru_cache(maxsize=8192)
-def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device) -> Config:
-    """The tiles of a pass over an [n, c, hw] map.
+def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device, maps: int = 1) -> Config:
+    """The tiles of a pass over an [n, c, hw] map; for "channel" and "tile" over as many as `maps` at once.
 
     role: "channel" reduces positions; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane"
     and "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs; "tile" is elementwise.
     """
     rule = _RULES[role]
-    config = rule(n, c, hw, itemsize, channels_last, processors(device))
+    config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()))
     if role == "pixel" and config.block_c < c and not channels_last and cooperative(device):
-        config = _group(n, c, hw, itemsize, processors(device)) or config
+        config = _group(n, c, hw, itemsize, processors(device), *((maps,) if maps > 1 else ())) or config
     return replace(config, source="forced", **_forced) if _forced else config
 
 
-def _each(row: int, itemsize: int) -> int:
-    """Elements of a tile that a thread holds: 32 bytes, two vectors, or 8 that cannot be loaded in vectors. With twice as many some kernels spill."""
-    return 8 if row % 4 else max(1, 32 // itemsize)
+def _each(row: int, itemsize: int, maps: int = 1) -> int:
+    """Elements of a tile that a thread holds: 32 bytes, two vectors, or 8 that cannot be loaded in vectors. With twice as many some kernels spill.
+    Of each of more than two maps half of that."""
+    each = 8 if row % 4 else max(1, 32 // itemsize)
+    return each if maps <= 2 else max(1, each // 2)
 
 
 def _warps(block_c: int, block_p: int, each: int) -> int:
     return max(1, min(8, block_c * block_p // (32 * each)))
 
 
-def _channel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    tile = _tile(n, c, hw, itemsize, channels_last, sms)
+def _channel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1) -> Config:
+    tile = _tile(n, c, hw, itemsize, channels_last, sms, maps)
     programs = n * -(-c // tile.block_c)
     steps = -(-hw // tile.block_p)
     return replace(tile, splits=min(steps, power_of_two(-(-4 * sms // max(programs, 1)))))
 
 
-def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1) -> Config:
     """As many elements as 8 warps hold, long in the contiguous dimension."""
-    each = _each(c if channels_last else hw, itemsize)
+    each = _each(c if channels_last else hw, itemsize, maps)
     elements = 8 * 32 * each
     if channels_last:
         block_c = min(power_of_two(c), 128)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from cases import BY_NAME, DTYPES, LAYOUTS, MAIN, TAILS, check, fused, make
+from cases import BY_NAME, DTYPES, LAYOUTS, MAIN, TAILS, check, fused, make, y_like
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +31,8 @@ CALLS = {
     "simam": lambda x=X, **more: ops.simam(x, **more),
     "gsop": lambda x=X, **more: ops.gsop(x, torch.relu, lambda s: s[:, :, :1], **more),
     "covariance": lambda x=X: ops.covariance(x),
+    "sk": lambda x=X, **more: ops.sk((x, X), W1, None, torch.zeros(8, 2), None, **more),
+    "splat": lambda x=X, **more: ops.splat(x, *MLP, **{"radix": 1, **more}),
     "gate": lambda x=X, **more: ops.gate(x, torch.zeros(1), **more),
     "channel_statistics": lambda x=X, **more: ops.channel_statistics(x, **more),
     "spatial_statistics": lambda x=X, **more: ops.spatial_statistics(x, **more),
@@ -91,7 +93,7 @@ def test_epilogue(name, launches):
     refused(TypeError, "residual", lambda: call(residual=1.0))
     refused(ValueError, "residual", lambda: call(residual=torch.zeros(2, 4, 3, 5, device="meta")))
     refused(ValueError, "activation", lambda: call(activation="tanh"))
-    refused(ValueError, "gate", lambda: call(gate="softmax"))
+    refused(ValueError, "gate", lambda: call(gate="tanh"))
     assert not launches
 
 
@@ -105,6 +107,8 @@ OPTIONS = {
     "cbam": {"order": "mean", "max_grad": "last", "spatial_gate": "softmax", "hidden": "tanh", "pools": ()},
     "shuffle": {"groups": 3, "eps": 0.0},
     "simam": {"e_lambda": -1.0},
+    "sk": {"hidden": "tanh", "before": "tanh", "gate": "tanh"},
+    "splat": {"hidden": "tanh", "before": "tanh", "gate": "tanh", "radix": 0, "cardinality": 0},
     "channel_statistics": {"pools": "avg", "max_grad": "last"},
     "spatial_statistics": {"kinds": ("mean", "min"), "max_grad": "last"},
 }
@@ -129,6 +133,20 @@ def test_a_gate_takes_no_epilogue():
         refused(ValueError, "apply", lambda more=more: ops.spatial_attention(X, KERNEL, apply=False, **more))
 
 
+SK = W1, B1, torch.zeros(8, 2), torch.zeros(8)
+SPLAT = torch.zeros(2, 2), B1, torch.zeros(4, 2), B2
+
+
+def test_maps_of_selective_kernels(launches):
+    for error, bad in ((TypeError, X), (TypeError, None), (TypeError, [X]), (TypeError, [X, 1.0]), (TypeError, [X, X.double()])):
+        refused(error, "x", lambda bad=bad: ops.sk(bad, *SK))
+    for bad in (torch.zeros(2, 4, 5, 3), torch.zeros(1, 4, 3, 5), torch.zeros(2, 4, 3, 5, device="meta")):
+        refused(ValueError, "x", lambda bad=bad: ops.sk([X, bad], *SK))
+    for options in ({"radix": 3}, {"cardinality": 4}):
+        refused(ValueError, "x", lambda options=options: ops.splat(X, *SPLAT, **options))
+    assert not launches
+
+
 # argument -> calls whose error must name it
 PARAMETERS = {
     "w1": [
@@ -138,13 +156,21 @@ PARAMETERS = {
         lambda: ops.cbam(X, torch.zeros(2, 5), B1, W2, B2, KERNEL),
         lambda: ops.scse(X, torch.zeros(2, 5, 1, 1), B1, W2, B2, PIXEL),
         lambda: ops.channel_attention(X, torch.zeros(2, 4, 3, 3), B1, W2, B2),
+        lambda: ops.sk([X, X], None, *SK[1:]),
+        lambda: ops.splat(X, torch.zeros(3, 1), None, torch.zeros(4, 1), None, cardinality=2),
     ],
     "b1": [
         lambda: ops.se(X, W1, torch.zeros(3), W2, B2),
         lambda: ops.se(X, W1, torch.zeros(2, 1), W2, B2),
         lambda: ops.channel_attention(X, None, B1, torch.zeros(4, 4), B2),
+        lambda: ops.sk([X, X], W1, B2, *SK[2:]),
     ],
-    "w2": [lambda: ops.se(X, W1, B1, torch.zeros(2, 4), B2), lambda: ops.channel_attention(X, None, None, torch.zeros(4, 3), B2)],
+    "w2": [
+        lambda: ops.se(X, W1, B1, torch.zeros(2, 4), B2),
+        lambda: ops.channel_attention(X, None, None, torch.zeros(4, 3), B2),
+        lambda: ops.sk([X, X], *MLP),
+        lambda: ops.splat(X, *SPLAT[:2], W2[:2], None),
+    ],
     "b2": [lambda: ops.se(X, W1, B1, W2, torch.zeros(2)), lambda: ops.cbam(X, W1, B1, W2, torch.zeros(1), KERNEL)],
     "w": [
         lambda: ops.ese(X, torch.zeros(4, 2)),
@@ -181,12 +207,15 @@ PARAMETERS = {
         lambda: ops.spatial_attention(X, KERNEL, norm=torch.nn.BatchNorm2d(2)),
         lambda: ops.cbam(X, *MLP, KERNEL, norm=torch.nn.LayerNorm(1)),
         lambda: ops.cbam(X, *MLP, KERNEL, norm=torch.relu),
+        lambda: ops.sk([X, X], *SK, norm=torch.relu),
+        lambda: ops.splat(X, *SPLAT, norm=1.0),
     ],
     "cweight": [
         lambda: ops.shuffle(X, torch.zeros(4), HALF, HALF, HALF, groups=1),
         lambda: ops.shuffle(X, torch.zeros(2, 1), HALF, HALF, HALF, groups=1),
     ],
     "norm_bias": [lambda: ops.shuffle(X, *(HALF,) * 5, groups=1), lambda: ops.shuffle(X, *(HALF,) * 5, torch.zeros(1), groups=1)],
+    "before_norm": [lambda norm=norm: ops.splat(X, *SPLAT, before_norm=norm) for norm in (torch.nn.BatchNorm2d(2), torch.relu)],
     "weights": [
         lambda: ops.gate(X, torch.zeros(2, 4, 3)),
         lambda: ops.gate(X, torch.zeros(1, 2, 4, 3, 5)),
@@ -224,7 +253,7 @@ def test_parameter_of_another_kind(op, name, bad, launches):
     inputs = make(op, (2, 4, 3, 5))
     value = inputs.params[name].detach()
     wrong = {"integer": value.long(), "complex": value.to(torch.complex64), "sparse": value.to_sparse(), "meta": value.to("meta"), "number": 1.0}[bad]
-    argument = name.rstrip("2") if op.name == "ese" else name
+    argument = "x" if name.startswith("x") else name.rstrip("2") if op.name == "ese" else name
     refused(ValueError if bad == "meta" else TypeError, argument, lambda: fused(op, inputs.x, {**inputs.params, name: wrong}))
     assert not launches
 
@@ -259,8 +288,8 @@ def test_frozen(op, activation, launches):
         launches.clear()
         check(op, inputs, activation, [name])
         backward = launches[forward:]
-        writes_dx = {"gate_bwd_input_kernel"} & set(backward)
-        assert not writes_dx or name == "x"
+        writes_dx = {"gate_bwd_input_kernel", "select_bwd_input_kernel"} & set(backward)
+        assert not writes_dx or name.startswith("x")
         if name == "residual" and activation == "none":
             assert not backward
         if name in ("w2", "b2", "norm.weight", "norm.bias"):
@@ -314,4 +343,4 @@ def test_anything(case):
     with tuning.forced(**tiles):
         got = check(op, inputs, activation)
     if op.epilogue:
-        assert got["y"].stride() == torch.empty_like(inputs.x).stride()
+        assert got["y"].stride() == y_like(op, inputs.x).stride()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import BY_NAME, LAYOUTS, MAIN, check, eager, fused, make, run
+from cases import BY_NAME, LAYOUTS, MAIN, check, eager, fused, make, run, y_like
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,6 +15,7 @@ REPRESENTATIVES = [
     *("se", "eca-mlp", "sse", "scse-max", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"),
     *("gc-both", "gsop"),
     "shuffle",
+    *("splat-groups",),
 ]
 
 
@@ -90,7 +91,7 @@ def test_strides(name, layout):
                     assert of(real) == of(fake), (func, other)
         if op.epilogue:
             with torch.no_grad():
-                assert fused(op, inputs.x, inputs.params, inputs.residual).stride() == torch.empty_like(inputs.x).stride()
+                assert fused(op, inputs.x, inputs.params, inputs.residual).stride() == y_like(op, inputs.x).stride()
 
 
 # -- derivatives ------------------------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ SITE = Site(1, 32, 16, 32, 4)
 # planes that fit on chip in either layout
 SITES = dict.fromkeys(("shuffle", "simam"), Site(1, 64, 8, 8, 4))
 # launches forward while the excite's weights are small
-LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3, "gc": 8, "gc_scale": 8, "gsop": 14, "shuffle": 1, "simam": 1}
+LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3, "gc": 8, "gc_scale": 8, "gsop": 14, "shuffle": 1, "simam": 1, "sk": 7, "splat": 9}
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,6 @@
-"""SE, ECA, CBAM, shuffle attention and SimAM as in xmu-xiaoma666/External-Attention-pytorch."""
+"""SE, ECA, CBAM, shuffle attention, SimAM and SK as in xmu-xiaoma666/External-Attention-pytorch."""
+
+from collections import OrderedDict
 
 import torch
 from torch import nn
@@ -110,3 +112,23 @@ class SimAM(nn.Module):
         x_minus_mu_square = (x - x.mean(dim=[2, 3], keepdim=True)).pow(2)
         y = x_minus_mu_square / (4 * (x_minus_mu_square.sum(dim=[2, 3], keepdim=True) / n + self.e_lambda)) + 0.5
         return x * self.activaton(y)
+
+
+class SKAttention(nn.Module):
+    def __init__(self, channel=512, kernels=(1, 3, 5, 7), reduction=16, group=1, L=32):
+        super().__init__()
+        self.d = max(L, channel // reduction)
+        self.convs = nn.ModuleList()
+        for k in kernels:
+            layers = {"conv": nn.Conv2d(channel, channel, k, padding=k // 2, groups=group), "bn": nn.BatchNorm2d(channel), "relu": nn.ReLU()}
+            self.convs.append(nn.Sequential(OrderedDict(layers)))
+        self.fc = nn.Linear(channel, self.d)
+        self.fcs = nn.ModuleList(nn.Linear(self.d, channel) for _ in kernels)
+        self.softmax = nn.Softmax(dim=0)
+
+    def forward(self, x):
+        outs = [conv(x) for conv in self.convs]
+        features = torch.stack(outs, 0)
+        z = self.fc(sum(outs).mean(-1).mean(-1))
+        weights = self.softmax(torch.stack([fc(z)[:, :, None, None] for fc in self.fcs], 0))
+        return (weights * features).sum(0)

@@ -20,7 +20,7 @@ class Op:
     scaled: the parameters that multiply statistics of x. epilogue: whether residual and
     activation exist. raw: whether the result is statistics in fp32 rather than a map. families: the registered ops behind it. main: the row that
     stands for its function where a test cannot afford them all. refused(shape of x): whether a BatchNorm in training has too few values. multiple: of
-    which x has a number of channels.
+    which x has a number of channels. wide: x's channels over y's; shapes are then y's.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Op:
     main: bool = False
     refused: Callable[[Shape], bool] = lambda shape: False
     multiple: int = 1
+    wide: int = 1
 
     def __str__(self) -> str:
         return self.name

@@ -8,8 +8,10 @@ from .eca import ECA
 from .global_context import GlobalContext
 from .gsop import GSoP, ISqrtCovPooling
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
+from .selective_kernel import SelectiveKernel, SelectiveKernelAttention
 from .shuffle import ShuffleAttention
 from .simam import SimAM
+from .split_attention import SplitAttention
 from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 __all__ = [
@@ -23,10 +25,13 @@ __all__ = [
     "GSoP",
     "GlobalContext",
     "ISqrtCovPooling",
+    "SelectiveKernel",
+    "SelectiveKernelAttention",
     "ShuffleAttention",
     "SimAM",
     "SpatialAttention",
     "SpatialSE",
+    "SplitAttention",
     "SqueezeExcite",
     "attach",
     "available",

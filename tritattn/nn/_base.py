@@ -183,7 +183,7 @@ class Block(nn.Module):
     def extra_repr(self) -> str:
         shown = {**self.settings(), "residual": self.residual}
         usual = {"activation": "none", "residual": False, "apply": True}
-        options = {"hidden": "act"}  # the constructor's name
+        options = {"hidden": "act", "before": "path_act"}  # the constructor's names
         return ", ".join(f"{options.get(k, k)}={v}" for k, v in shown.items() if usual.get(k, ...) != v)
 
     def __prepare_scriptable__(self) -> NoReturn:

@@ -12,8 +12,10 @@ from ._base import reduced
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
+from .selective_kernel import SelectiveKernel
 from .shuffle import ShuffleAttention
 from .simam import SimAM
+from .split_attention import SplitAttention
 from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 
 Factory = Callable[..., nn.Module]
@@ -35,7 +37,9 @@ _FACTORIES: dict[str, Factory] = {
     "se": SqueezeExcite,
     "shuffle": ShuffleAttention,
     "simam": SimAM,
+    "sk": SelectiveKernel,
     "spatial_attention": SpatialAttention,
+    "splat": SplitAttention,
     "sse": SpatialSE,
     # timm's
     "ecam": _timm_ecam,

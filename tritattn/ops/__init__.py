@@ -1,6 +1,6 @@
 """Functional forms of the attention blocks, and the primitives that they are made of.
 
-Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, gsop, shuffle, simam. Primitives: channel_statistics,
+Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, gsop, shuffle, simam, sk, splat. Primitives: channel_statistics,
 spatial_statistics, covariance, gate.
 """
 
@@ -12,6 +12,7 @@ from .covariance import covariance, gsop
 from .gate import gate
 from .pixel import scse, sse
 from .plane import shuffle, simam
+from .select import sk, splat
 from .spatial import cbam, spatial_attention, spatial_statistics
 
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "gsop",
     "scse",
     "se",
+    "sk",
     "shuffle",
     "simam",
     "spatial_attention",
     "spatial_statistics",
+    "splat",
     "sse",
 ]
 

@@ -19,15 +19,15 @@ def floating(name: str, t: Tensor) -> None:
         raise TypeError(f"{name}: got a {t.layout} tensor, expected a dense one")
 
 
-def feature_map(x: Tensor, *, ranks: Collection[int] = (4,)) -> None:
-    required("x", x)
-    floating("x", x)
+def feature_map(x: Tensor, *, ranks: Collection[int] = (4,), name: str = "x") -> None:
+    required(name, x)
+    floating(name, x)
     if x.dim() not in ranks:
         expected = {3: "[N, C, L]", 4: "[N, C, H, W]", 5: "[N, C, D, H, W]"}
-        raise ValueError(f"x: got shape {list(x.shape)}, expected {' or '.join(expected[r] for r in sorted(ranks))}")
+        raise ValueError(f"{name}: got shape {list(x.shape)}, expected {' or '.join(expected[r] for r in sorted(ranks))}")
     for size in x.shape[1:]:
         if size == 0:
-            raise ValueError(f"x: got shape {list(x.shape)}, expected at least one channel and one position (an empty batch is fine)")
+            raise ValueError(f"{name}: got shape {list(x.shape)}, expected at least one channel and one position (an empty batch is fine)")
 
 
 def parameter(name: str, t: Tensor | None, x: Tensor, *shapes: tuple[int, ...]) -> None:
@@ -48,18 +48,22 @@ def required(name: str, t: Any) -> None:
         raise TypeError(f"{name}: got {type(t).__name__}, expected a tensor")
 
 
-def residual(t: Tensor | None, x: Tensor) -> None:
+def residual(t: Tensor | None, x: Tensor, *, of: str = "x") -> None:
     """Of x's shape, dtype and device: the gated map is x's dtype, and nothing is cast silently."""
-    if t is None:
-        return
-    required("residual", t)
-    floating("residual", t)
+    if t is not None:
+        alike("residual", t, x, of)
+
+
+def alike(name: str, t: Tensor, x: Tensor, of: str = "x") -> None:
+    """Of x's shape, dtype and device; `of` is what x is called."""
+    required(name, t)
+    floating(name, t)
     if t.shape != x.shape:
-        raise ValueError(f"residual: got shape {list(t.shape)}, expected {list(x.shape)}, the shape of x")
+        raise ValueError(f"{name}: got shape {list(t.shape)}, expected {list(x.shape)}, the shape of {of}")
     if t.dtype != x.dtype:
-        raise TypeError(f"residual: got {t.dtype}, expected {x.dtype}, the dtype of x")
+        raise TypeError(f"{name}: got {t.dtype}, expected {x.dtype}, the dtype of {of}")
     if t.device != x.device:
-        raise ValueError(f"residual: got a tensor on {t.device}, expected {x.device}, the device of x")
+        raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of {of}")
 
 
 def choice(name: str, value: str, accepted: Collection[str]) -> None:

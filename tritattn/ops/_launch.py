@@ -21,9 +21,9 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import context, covariance, excite, gate, group, pixel, plane, squeeze
+    from ..kernels import context, covariance, excite, gate, group, pixel, plane, select, squeeze
 
-    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane)
+    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select)
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 
@@ -40,9 +40,10 @@ def _channels_last(x: Tensor) -> bool | None:
 
 
 class Map:
-    """A feature map as the kernels see it: [n, c, hw], dense, channels first or last."""
+    """A feature map as the kernels see it: [n, c, hw], dense, channels first or last. With `slices`, c is the channels of one of so many slices of
+    them, and `empty`, `same` and `output` are about maps of that size."""
 
-    def __init__(self, x: Tensor):
+    def __init__(self, x: Tensor, slices: int = 1):
         layout = _channels_last(x)
         self.original = x
         if layout is None:
@@ -51,7 +52,8 @@ class Map:
             if layout is None:
                 x, layout = x.contiguous(), False
         self.x, self.channels_last = x, layout
-        self.n, self.c = x.shape[0], x.shape[1]
+        self.slices = slices
+        self.n, self.c = x.shape[0], x.shape[1] // slices
         self.hw = math.prod(x.shape[2:])
         self.acc = accumulator(x.dtype)
         vec_c, vec_p = (_vector(self.c), 1) if layout else (1, _vector(self.hw))
@@ -63,27 +65,30 @@ class Map:
             VEC_C=vec_c,
             VEC_P=vec_p,
             CHANNELS_LAST=layout,
-            LARGE=self.c * self.hw >= 2**31,
+            LARGE=x.shape[1] * self.hw >= 2**31,
             ACC=self.acc_tl,
         )
 
-    def config(self, role: str) -> tuning.Config:
-        return tuning.choose(role, self.n, self.c, self.hw, self.x.element_size(), self.channels_last, self.x.device)
+    def config(self, role: str, maps: int = 1) -> tuning.Config:
+        return tuning.choose(role, self.n, self.c, self.hw, self.x.element_size(), self.channels_last, self.x.device, maps=maps)
 
     def same(self, t: Tensor | None) -> Tensor | None:
         """t in this map's layout; a copy only where it has another one."""
-        if t is None or t.stride() == self.x.stride() or (t.movedim(1, -1) if self.channels_last else t).is_contiguous():
+        if t is None or (t.movedim(1, -1) if self.channels_last else t).is_contiguous() or (self.slices == 1 and t.stride() == self.x.stride()):
             return t
-        return torch.empty_like(self.x, dtype=t.dtype).copy_(t)
+        return torch.empty_like(self._slice(self.x), dtype=t.dtype).copy_(t)
+
+    def _slice(self, x: Tensor) -> Tensor:
+        return x if self.slices == 1 else x[:, : self.c]
 
     def empty(self) -> Tensor:
-        return torch.empty_like(self.x)
+        return torch.empty_like(self._slice(self.x))
 
     def output(self, t: Tensor) -> Tensor:
         """t with the strides of empty_like(original), which every fake promises."""
         if self.original is self.x:
             return t
-        expected = torch.empty_like(self.original)
+        expected = torch.empty_like(self.original if t.shape == self.original.shape else self._slice(self.original))
         return t if t.stride() == expected.stride() else expected.copy_(t)
 
     def small(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
