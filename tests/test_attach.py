@@ -12,8 +12,9 @@ from torch import nn
 import tritattn
 from tritattn import nn as tn
 
-# Names whose first argument is the channels and which gate the map that they get.
-BLOCKS = ("ceca", "cbam", "channel_attention", "cse", "eca", "ese", "lcbam", "scse", "se", "spatial_attention", "sse")
+REPLACES = ("sk", "splat")  # blocks that take the place of a convolution
+FUSES = ("aff", "iaff")  # blocks that take the place of the sum
+BLOCKS = [name for name in tn.available() if name not in (*REPLACES, *FUSES)]  # blocks that gate the map that they get
 
 
 def redraw(model):
@@ -36,12 +37,13 @@ def residual_blocks(model):
     return [block for stage in (model.layer1, model.layer2, model.layer3, model.layer4) for block in stage]
 
 
+@pytest.mark.parametrize("name", tn.available())
+def test_every_name_makes_a_block(name):
+    block = tn.create(name, 64, device="meta", dtype=torch.float16)
+    assert isinstance(block, nn.Module) and all(p.is_meta and p.dtype == torch.float16 for p in block.parameters())
+
+
 def test_create():
-    assert set(BLOCKS) <= set(tn.available())
-    for name in tn.available():
-        if name in BLOCKS:
-            block = tn.create(name, 32, device="meta", dtype=torch.float16)
-            assert all(p.is_meta and p.dtype == torch.float16 for p in block.parameters())
     assert tn.create("se", 64, rd_channels=5).fc1.weight.shape == (5, 64, 1, 1)
     with pytest.raises(ValueError, match="name: got 'senet', expected one of .*cbam"):
         tn.create("senet", 64)
@@ -103,7 +105,7 @@ def written_out(block, x):
 @pytest.mark.parametrize("source", ["torchvision", "timm"])
 def test_a_residual_block(source, name):
     """Outputs and gradients of the sequence of operations, in training."""
-    block = redraw(tn.attach(plain(source), name).layer2[0].double())
+    block = redraw(tn.attach(plain(source), name, where="blocks").layer2[0].double())
     other = copy.deepcopy(block)
     x = torch.randn(2, 64, 6, 8, dtype=torch.float64)
     results = []
@@ -136,6 +138,19 @@ def test_network(source, network):
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(again.layer1[0]) is type(model.layer1[0])
         assert torch.equal(again(x), y)
+
+
+@pytest.mark.parametrize("name, stages", [("bam", (1, 1, 1, 0)), ("gsop", (1, 1, 1, 1))])
+def test_after_stages(name, stages):
+    """Where the authors of BAM and of GSoP put them: keys of the plain network stay."""
+    if name not in tn.available():
+        pytest.skip("not there")
+    model = plain("torchvision")
+    keys = model.state_dict().keys()
+    tn.attach(model, name)
+    added = [len(layer) - 2 for layer in (model.layer1, model.layer2, model.layer3, model.layer4)]
+    assert tuple(added) == stages and keys <= model.state_dict().keys()
+    assert redraw(model).eval()(torch.randn(1, 3, 64, 64)).isfinite().all()
 
 
 def test_the_authors_network():

@@ -11,6 +11,8 @@ from torch import nn
 from ._base import reduced
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
+from .global_context import GlobalContext
+from .gsop import GSoP
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
 from .selective_kernel import SelectiveKernel
 from .shuffle import ShuffleAttention
@@ -33,6 +35,8 @@ _FACTORIES: dict[str, Factory] = {
     "cse": ChannelSE,
     "eca": ECA,
     "ese": EffectiveSqueezeExcite,
+    "gc": GlobalContext,
+    "gsop": GSoP,
     "scse": ConcurrentSE,
     "se": SqueezeExcite,
     "shuffle": ShuffleAttention,
@@ -43,6 +47,7 @@ _FACTORIES: dict[str, Factory] = {
     "sse": SpatialSE,
     # timm's
     "ecam": _timm_ecam,
+    "gca": partial(GlobalContext, rd_ratio=1 / 8, rd_divisor=1, eps=1e-6),
     "ceca": partial(ECA, rule="timm", padding="circular"),
     "lcbam": partial(CBAM, pools=("avg_max",), mlp_bias=False, order="mix", momentum=0.1, max_grad="even"),
 }
