@@ -155,6 +155,17 @@ def running_max(value, index, mask, top, aux, EVEN: tl.constexpr):
 
 
 @triton.jit
+def merge_max(value, kept, top, aux, EVEN: tl.constexpr):
+    """Fold the maximum of later positions, and its aux, into that of earlier ones, as `running_max` folds elements."""
+    higher = (value > top) | ((value != value) & (top == top))
+    if EVEN:
+        aux = tl.where(higher, kept, aux + tl.where(value == top, kept, 0))
+    else:
+        aux = tl.where(higher | ((value == top) & (kept < aux)), kept, aux)
+    return tl.where(higher, value, top), aux
+
+
+@triton.jit
 def shared_grad(value, top, g, count):
     """The gradient of a maximum whose ties share it: g / count where value attains top; a product, as in torch's amax, so NaN in top or g spreads."""
     share = tl.where(top == top, g / count, float("nan"))

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .excite import arrive, excite_image
-from .pointwise import gate_function, image_offset, load_tile, reduce_max, running_max, tile_offsets
+from .pointwise import gate_function, image_offset, load_tile, merge_max, reduce_max, running_max, tile_offsets
 
 
 @triton.jit
@@ -149,13 +149,8 @@ def combine_splits(
         if MAX_AT >= 0 or MIX_AT >= 0 or LSE_AT >= 0:
             value = tl.load(slot + 2 * C, mask=inside, other=0.0, cache_modifier=".cg")
             kept = tl.load(part_aux_ptr + split * C + c, mask=inside, other=0, cache_modifier=".cg")
-            higher = (value > top) | ((value != value) & (top == top))
             before = top
-            if EVEN:
-                aux = tl.where(higher, kept, aux + tl.where(value == top, kept, 0))
-            else:
-                aux = tl.where(higher | ((value == top) & (kept < aux)), kept, aux)
-            top = tl.where(higher, value, top)
+            top, aux = merge_max(value, kept, top, aux, EVEN)
             if LSE_AT >= 0:
                 shift = tl.where((top == float("inf")) | (top == float("-inf")), 0.0, top)
                 added = tl.load(slot + 3 * C, mask=inside, other=0.0, cache_modifier=".cg")

@@ -17,6 +17,7 @@ OPS = (
     *("se+relu", "se+residual", "eca+residual+relu", "sse+residual+relu", "channel_attention", "spatial_attention"),
     *("gc", "gc_scale", "gsop"),
     *("sk", "splat"),
+    *("coord", "triplet", "strip", "triplet+residual+relu"),
 )
 
 

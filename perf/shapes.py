@@ -113,10 +113,31 @@ SETS = {
         ("splat",),
         epilogues=False,
     ),
+    # MobileNetV2 with coordinate attention
+    "coord_mobilenetv2": ShapeSet(
+        (
+            Site(1, 144, 56, 56, 8),
+            Site(1, 96, 56, 56, 8),
+            Site(4, 384, 14, 14, 12),
+            Site(2, 192, 28, 28, 8),
+            Site(2, 576, 14, 14, 18),
+            Site(3, 960, 7, 7, 30),
+            Site(1, 144, 28, 28, 8),
+            Site(1, 192, 14, 14, 8),
+            Site(1, 576, 7, 7, 18),
+        ),
+        (256, 1),
+        ("coord",),
+        epilogues=False,
+    ),
+    "triplet_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("triplet", "strip", "coord")),
     "square": ShapeSet(
         tuple(Site(1, c, s, s, c // 16) for c in (256, 64, 1024) for s in (56, 28, 14, 7)),
         (64,),
-        ("se", "ese", "eca", "cse", "sse", "scse", "scse_max", "cbam", "channel_attention", "spatial_attention", "gc", "gc_scale"),
+        (
+            *("se", "ese", "eca", "cse", "sse", "scse", "scse_max", "cbam", "channel_attention", "spatial_attention"),
+            *("gc", "gc_scale", "coord", "strip", "triplet"),
+        ),
     ),
 }
 

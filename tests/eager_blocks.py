@@ -101,3 +101,36 @@ def shuffled_attention(x: Tensor, p: Params, groups: int, eps: float = 1e-5, gat
     x0 = x0 * GATES[gate](cweight * over(pooled(x0, "avg"), x0) + cbias)
     x1 = x1 * GATES[gate](sweight * F.group_norm(x1, x1.shape[1], p["norm_weight"], p["norm_bias"], eps) + sbias)
     return torch.cat([x0, x1], 1).reshape(n, 2, c // 2, *size).transpose(1, 2).reshape(n, c, *size)
+
+
+def coordinate_gate(x: Tensor, p: Params, hidden: str = "hardswish", gate: str = "sigmoid", combine: str = "product") -> Tensor:
+    h = x.shape[2]
+    z = torch.cat([x.mean(3), x.mean(2)], 2)[..., None]
+    t = F.conv2d(z, p["w1"].reshape(*p["w1"].shape[:2], 1, 1), p["b1"])
+    t = HIDDEN[hidden](t if p["norm"] is None else p["norm"](t))
+    rows = F.conv2d(t[:, :, :h], p["w_h"].reshape(*p["w_h"].shape[:2], 1, 1), p["b_h"])
+    columns = F.conv2d(t[:, :, h:], p["w_w"].reshape(*p["w_w"].shape[:2], 1, 1), p["b_w"]).transpose(2, 3)
+    return GATES[gate](rows + columns) if combine == "logits" else GATES[gate](columns) * GATES[gate](rows)
+
+
+def strip_gate(x: Tensor, p: Params, hidden: str = "none", gate: str = "sigmoid", combine: str = "logits") -> Tensor:
+    heads = []
+    for d, dim in (("h", 3), ("w", 2)):
+        t = x.mean(dim, keepdim=True)
+        if p[f"w_{d}"] is not None:
+            k = max(p[f"w_{d}"].shape[2:])
+            t = F.conv2d(t, p[f"w_{d}"], p[f"b_{d}"], padding=(k // 2, 0) if d == "h" else (0, k // 2), groups=x.shape[1])
+        heads.append(HIDDEN[hidden](t if p[f"norm_{d}"] is None else p[f"norm_{d}"](t)))
+    rows, columns = heads
+    return GATES[gate](rows + columns) if combine == "logits" else GATES[gate](rows) * GATES[gate](columns)
+
+
+def triplet_branches(x: Tensor, p: Params, order: str = "max_mean", gate: str = "sigmoid", max_grad: str = "first") -> list[Tensor]:
+    """The spatial half of CBAM on the map turned so that another axis stands in the place of the channels, and turned back."""
+    branches = []
+    for plane, turn in (("cw", (0, 2, 1, 3)), ("hc", (0, 3, 2, 1)), ("hw", (0, 1, 2, 3))):
+        if f"{plane}_weight" in p:
+            turned = x.permute(turn)
+            own = {name: p[f"{plane}_{name}"] for name in ("weight", "bias", "norm")}
+            branches.append((turned * spatial_gate(turned, own, order, gate, max_grad)).permute(turn))
+    return branches

@@ -37,6 +37,9 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "shuffle": lambda **like: blocks.ShuffleAttention(C, groups=1, **like),
     "simam": lambda **like: blocks.SimAM(C, residual=True, activation="silu", **like),
     "gsop": lambda **like: blocks.GSoP(C, 4, stride=1, residual=True, activation="relu", **like),
+    "coord": lambda **like: blocks.CoordinateAttention(C, rd_channels=3, **like),
+    "strip": lambda **like: blocks.StripAttention(C, norm=True, combine="product", residual=True, **like),
+    "triplet": lambda **like: blocks.TripletAttention(C, 3, **like),
     "attention": lambda **like: blocks.Attention(nn.Conv2d(C, C, 1, **like), gate="sigmoid"),
 }
 every_block = pytest.mark.parametrize("name", BLOCKS)

@@ -29,6 +29,11 @@ NETWORKS = {
         {"CbamModule": 8},
         64,
     ),
+    "timm-resnet18-coord": (
+        lambda: peer("timm").create_model("resnet18", block_args={"attn_layer": "coord"}),
+        {"CoordAttn": 8},
+        64,
+    ),
     "torchvision-mobilenet_v3_small": (lambda: peer("torchvision").models.mobilenet_v3_small(), {"SqueezeExcitation": 9}, 64),
     "torchvision-efficientnet_b0": (lambda: peer("torchvision").models.efficientnet_b0(), {"SqueezeExcitation": 16}, 64),
     "smp-unet-scse": (unet, {"SCSEModule": 10}, 64),

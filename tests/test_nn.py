@@ -1,6 +1,7 @@
 """The modules against formulas written out here, on the path of the machine: fused, and with every layer called as a module."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -80,6 +81,45 @@ def simam(m, x):
     return x * torch.sigmoid(d / (4 * (over(d.flatten(2).sum(2), x) / (x[0, 0].numel() - 1) + m.e_lambda)) + 0.5)
 
 
+def coordinate(m, x, act=F.hardswish, gate=torch.sigmoid):
+    u = torch.cat([x.mean(3), x.mean(2)], 2)
+    u = torch.einsum("rc,ncl->nrl", m.conv1.weight.flatten(1), u) + (0 if m.conv1.bias is None else m.conv1.bias[:, None])
+    if m.bn1 is not None:
+        mean, var = (u.mean((0, 2)), u.var((0, 2), unbiased=False)) if m.training else (m.bn1.running_mean, m.bn1.running_var)
+        scale = m.bn1.weight / (var + m.bn1.eps).sqrt()
+        u = (u - mean[:, None]) * scale[:, None] + m.bn1.bias[:, None]
+    u = act(u)
+    rows, columns = (
+        torch.einsum("cr,nrl->ncl", conv.weight.flatten(1), part) + (0 if conv.bias is None else conv.bias[:, None])
+        for conv, part in ((m.conv_h, u[..., : x.shape[2]]), (m.conv_w, u[..., x.shape[2] :]))
+    )
+    rows, columns = rows[..., None], columns[..., None, :]
+    return gate(rows + columns) if m.combine == "logits" else gate(rows) * gate(columns)
+
+
+def strips(m, x):
+    """Logits of rows [N, C, H, 1] and of columns [N, C, 1, W]."""
+    found = []
+    for conv, norm, mean in ((m.conv_h, m.norm_h, x.mean(3)), (m.conv_w, m.norm_w, x.mean(2))):
+        k = max(conv.weight.shape[2:])
+        t = F.conv1d(mean, conv.weight.reshape(C, 1, k), conv.bias, padding=k // 2, groups=C)
+        if norm is not None:
+            t = (t - t.mean((1, 2), keepdim=True)) / (t.var((1, 2), unbiased=False, keepdim=True) + norm.eps).sqrt()
+            t = t * norm.weight[:, None] + norm.bias[:, None]
+        found.append(t)
+    return found[0][..., None], found[1][..., None, :]
+
+
+def triplet(m, x, order=("max", "mean"), even=False):
+    gated = []
+    for half, turn in ((m.cw, (0, 2, 1, 3)), (m.hc, (0, 3, 2, 1)), (m.hw, (0, 1, 2, 3))):
+        if half is not None:
+            turned = x.permute(turn)
+            logits = spatial_logits(half, turned, order, even)
+            gated.append((turned * torch.sigmoid(logits if half.bn is None else normed(half.bn, logits))).permute(turn))
+    return sum(gated) / len(gated)
+
+
 # name -> (module, its definition, ranks of x)
 BLOCKS = {
     "se": (lambda: tn.SqueezeExcite(C), lambda m, x: x * over(torch.sigmoid(mlp(m, mean(x))), x), (3, 4, 5)),
@@ -155,6 +195,24 @@ BLOCKS = {
     ),
     "shuffle": (lambda: tn.ShuffleAttention(C, groups=3), shuffled, (3, 4, 5)),
     "simam": (lambda: tn.SimAM(e_lambda=0.1, activation="relu"), lambda m, x: torch.relu(simam(m, x)), (3, 4, 5)),
+    "coordinate": (lambda: tn.CoordinateAttention(C, bias=False), lambda m, x: x * coordinate(m, x), (4,)),
+    "coordinate-logits": (
+        lambda: tn.CoordinateAttention(C, 1 / 4, rd_divisor=2, act="silu", norm=False, combine="logits", gate="hard_sigmoid", residual=True),
+        lambda m, x: x * coordinate(m, x, F.silu, F.hardsigmoid) + x,
+        (4,),
+    ),
+    "strip": (lambda: tn.StripAttention(C, bias=True), lambda m, x: x * torch.sigmoid(sum(strips(m, x))), (4,)),
+    "strip-product": (
+        lambda: tn.StripAttention(C, 5, act="silu", norm=True, combine="product", activation="relu"),
+        lambda m, x: torch.relu(x * math.prod(torch.sigmoid(F.silu(t)) for t in strips(m, x))),
+        (4,),
+    ),
+    "triplet": (lambda: tn.TripletAttention(C), triplet, (4,)),
+    "triplet-two": (
+        lambda: tn.TripletAttention(C, 3, spatial=False, order="mean_max", norm=False, bias=True, max_grad="even", activation="silu"),
+        lambda m, x: F.silu(triplet(m, x, ("mean", "max"), True)),
+        (4,),
+    ),
     "attention": (
         lambda: tn.Attention(nn.Sequential(nn.Conv2d(C, 1, 1), nn.Sigmoid())),
         lambda m, x: x * torch.sigmoid(F.conv2d(x, m.layer[0].weight, m.layer[0].bias)),

@@ -18,6 +18,8 @@ def test_dtypes(op, dtype):
 def test_values(op, values):
     if op.name == "se-gelu" and values.endswith("inf"):
         pytest.skip("torch's gelu of Inf is NaN on some CPUs")
+    if values in op.unfit:
+        pytest.skip("a BatchNorm in training turns them into rounding errors")
     check(op, make(op, SHAPE, values=values, layout="channels_last", seed=1))
 
 

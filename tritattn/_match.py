@@ -17,6 +17,8 @@ PASSIVE = frozenset(
 )
 # Layers that are no more than their weight and bias. Types and not names: quantisation and adapters have a Conv2d of their own.
 PLAIN_LAYERS = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm})
+# timm's norms, which the ops call as modules.
+CALLED_NORMS = ("BatchNormAct2d", "GroupNorm1")
 
 
 class Absent(NoFit):
@@ -64,7 +66,7 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
 def _check_inner(peer: Peer, path: str, module: nn.Module) -> None:
     name = plain_type(module).__name__
     if path in peer.layers.values():
-        if plain_type(module) not in PLAIN_LAYERS and name != "BatchNormAct2d":  # timm's, which the ops call as a module
+        if plain_type(module) not in PLAIN_LAYERS and name not in CALLED_NORMS:
             raise NoFit(f"{path} is a {name}, not a plain layer")
     elif any(path.startswith(f"{layer}.parametrizations") for layer in peer.layers.values()):
         pass

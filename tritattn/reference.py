@@ -80,6 +80,31 @@ def spatial_statistics(x: Tensor, kinds: Sequence[str] = ("mean", "max"), *, max
     return torch.stack(values, 1)
 
 
+def axis_statistics(x: Tensor, dim: int, maximum: bool, max_grad: str = "first") -> Tensor:
+    """Mean over one dimension of x [N, C, H, W], in fp32 (fp64 for fp64 maps), [N, ...]; with `maximum` mean and maximum, [N, 2, ...]."""
+    x = x.to(accumulator(x.dtype))
+    mean = x.mean(dim)
+    return torch.stack([mean, _maximum(x, dim, max_grad)], 1) if maximum else mean
+
+
+def gate_lines(x: Tensor, row: Tensor, column: Tensor, pixel: Tensor | None, gate: str, combine: str) -> Tensor:
+    """x [N, C, H, W] times gates of its rows [N, H, C], of its columns [N, W, C] and perhaps of its pixels [N, H, W], in the accumulator's dtype.
+
+    product: f(row) f(column); logits: f(row + column); mean: of all gates.
+    """
+    acc = accumulator(x.dtype)
+    x = x.to(acc)
+    r = row.to(acc).transpose(1, 2)[..., None]
+    q = column.to(acc).transpose(1, 2)[..., None, :]
+    f = GATES[gate]
+    if combine == "product":
+        return x * f(q) * f(r)
+    if combine == "logits":
+        return x * f(r + q)
+    gated = [x * f(t) for t in (r, q, *(() if pixel is None else (pixel.to(acc)[:, None],)))]
+    return sum(gated[1:], gated[0]) / len(gated)
+
+
 def excite(
     z: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, *, kind: str, hidden: str,
     norm: torch.nn.Module | None = None, groups: int = 1,

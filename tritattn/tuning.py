@@ -6,7 +6,7 @@ Every rank of a job and every run gets the same tiles for the same shape, so the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -86,14 +86,17 @@ def rows_together(c: int, hw: int, itemsize: int) -> int:
 
 
 @lru_cache(maxsize=8192)
-def choose(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device, maps: int = 1) -> Config:
+def choose(
+    role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device, maps: int = 1, row: int = 0
+) -> Config:  # fmt: skip
     """The tiles of a pass over an [n, c, hw] map; for "channel" and "tile" over as many as `maps` at once.
 
     role: "channel" reduces positions; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane"
-    and "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs; "tile" is elementwise.
+    and "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs; "lines" and "extremes"
+    walk down rows of `row` positions, which `splits` cuts: block_p positions are as much of a row as fits, or several rows; "tile" is elementwise.
     """
     rule = _RULES[role]
-    config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()))
+    config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
     if role == "pixel" and config.block_c < c and not channels_last and cooperative(device):
         config = _group(n, c, hw, itemsize, processors(device), *((maps,) if maps > 1 else ())) or config
     return replace(config, source="forced", **_forced) if _forced else config
@@ -198,7 +201,29 @@ def _shuffled_plane(n: int, c: int, hw: int, itemsize: int, channels_last: bool,
     return _plane(n, c, hw, itemsize, channels_last, sms, RESIDENT_ELEMENTS // 2 if channels_last else RESIDENT_ELEMENTS)
 
 
-_RULES = {
+def _lines(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, w: int) -> Config:
+    # many channels, because every block of them leaves a share of the statistics of each pixel, and few splits, because every one leaves a share of
+    # those of each column; fewer and more where there would be too few programs
+    h = hw // w
+    block_w = min(power_of_two(w), 128)
+    elements = 8 * 32 * _each(c if channels_last else w, itemsize)
+    block_c = min(power_of_two(c), 64, elements // block_w)
+    images = max(n * -(-w // block_w), 1)
+    while block_c > 16 and images * -(-c // block_c) < sms:
+        block_c //= 2
+    block_h = min(power_of_two(h), elements // (block_w * block_c))
+    splits = 1
+    while splits < min(8, h // block_h) and images * -(-c // block_c) * splits < sms:
+        splits *= 2
+    return Config(block_c, block_w * block_h, splits, 8)
+
+
+def _extremes(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, w: int) -> Config:
+    # a maximum and its position are kept beside each sum
+    return replace(_lines(n, c, hw, itemsize, channels_last, sms, w), num_warps=16)
+
+
+_RULES: dict[str, Callable[..., Config]] = {
     "channel": _channel,
     "tile": _tile,
     "column": _column,
@@ -207,4 +232,6 @@ _RULES = {
     "covariance": _covariance,
     "plane": _plane,
     "shuffled_plane": _shuffled_plane,
+    "lines": _lines,
+    "extremes": _extremes,
 }

@@ -16,6 +16,8 @@ MLP = W1, B1, W2, B2
 PIXEL = torch.zeros(1, 4, 1, 1)
 KERNEL = torch.zeros(1, 2, 3, 3)
 HALF = torch.zeros(2)
+COORD = W1, B1, W2, B2, W2, B2
+ROWS, COLUMNS = torch.zeros(4, 1, 3, 1), torch.zeros(4, 1, 1, 3)
 CALLS = {
     "se": lambda x=X, **more: ops.se(x, *MLP, **more),
     "ese": lambda x=X, **more: ops.ese(x, torch.zeros(4, 4), **more),
@@ -33,6 +35,9 @@ CALLS = {
     "covariance": lambda x=X: ops.covariance(x),
     "sk": lambda x=X, **more: ops.sk((x, X), W1, None, torch.zeros(8, 2), None, **more),
     "splat": lambda x=X, **more: ops.splat(x, *MLP, **{"radix": 1, **more}),
+    "coord": lambda x=X, **more: ops.coord(x, *COORD, **more),
+    "strip": lambda x=X, **more: ops.strip(x, ROWS, None, COLUMNS, None, **more),
+    "triplet": lambda x=X, **more: ops.triplet(x, *(KERNEL,) * 3, **more),
     "gate": lambda x=X, **more: ops.gate(x, torch.zeros(1), **more),
     "channel_statistics": lambda x=X, **more: ops.channel_statistics(x, **more),
     "spatial_statistics": lambda x=X, **more: ops.spatial_statistics(x, **more),
@@ -75,7 +80,7 @@ def test_map(name, bad, launches):
     assert not launches
 
 
-@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc", "gsop"])
+@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc", "gsop", "coord", "strip", "triplet"])
 def test_map_of_another_rank(name, launches):
     for shape in ((2, 4, 3), (2, 4, 3, 5, 2)):
         refused(ValueError, "x", lambda shape=shape: CALLS[name](torch.zeros(shape)))
@@ -109,6 +114,9 @@ OPTIONS = {
     "simam": {"e_lambda": -1.0},
     "sk": {"hidden": "tanh", "before": "tanh", "gate": "tanh"},
     "splat": {"hidden": "tanh", "before": "tanh", "gate": "tanh", "radix": 0, "cardinality": 0},
+    "coord": {"hidden": "tanh", "combine": "mean"},
+    "strip": {"hidden": "tanh", "combine": "sum"},
+    "triplet": {"order": "mix", "max_grad": "last"},
     "channel_statistics": {"pools": "avg", "max_grad": "last"},
     "spatial_statistics": {"kinds": ("mean", "min"), "max_grad": "last"},
 }
@@ -155,6 +163,7 @@ PARAMETERS = {
         lambda: ops.se(X, torch.zeros(0, 4), B1, W2, B2),
         lambda: ops.cbam(X, torch.zeros(2, 5), B1, W2, B2, KERNEL),
         lambda: ops.scse(X, torch.zeros(2, 5, 1, 1), B1, W2, B2, PIXEL),
+        lambda: ops.coord(X, torch.zeros(2, 5), *COORD[1:]),
         lambda: ops.channel_attention(X, torch.zeros(2, 4, 3, 3), B1, W2, B2),
         lambda: ops.sk([X, X], None, *SK[1:]),
         lambda: ops.splat(X, torch.zeros(3, 1), None, torch.zeros(4, 1), None, cardinality=2),
@@ -209,6 +218,7 @@ PARAMETERS = {
         lambda: ops.cbam(X, *MLP, KERNEL, norm=torch.relu),
         lambda: ops.sk([X, X], *SK, norm=torch.relu),
         lambda: ops.splat(X, *SPLAT, norm=1.0),
+        lambda: ops.coord(X, *COORD, norm=1.0),
     ],
     "cweight": [
         lambda: ops.shuffle(X, torch.zeros(4), HALF, HALF, HALF, groups=1),
@@ -216,6 +226,20 @@ PARAMETERS = {
     ],
     "norm_bias": [lambda: ops.shuffle(X, *(HALF,) * 5, groups=1), lambda: ops.shuffle(X, *(HALF,) * 5, torch.zeros(1), groups=1)],
     "before_norm": [lambda norm=norm: ops.splat(X, *SPLAT, before_norm=norm) for norm in (torch.nn.BatchNorm2d(2), torch.relu)],
+    "w_h": [
+        lambda: ops.coord(X, W1, B1, torch.zeros(4, 3), B2, W2, B2),
+        lambda: ops.strip(X, torch.zeros(4, 1, 1, 3), None, COLUMNS),
+        lambda: ops.strip(X, torch.zeros(4, 1, 2, 1), None, COLUMNS),
+        lambda: ops.strip(X, torch.zeros(3, 1, 3, 1), None, COLUMNS),
+    ],
+    "w_w": [lambda: ops.coord(X, W1, B1, W2, B2, torch.zeros(3, 2), B2), lambda: ops.strip(X, ROWS, None, ROWS)],
+    "b_h": [lambda: ops.coord(X, W1, B1, W2, B1, W2, B2), lambda: ops.strip(X, None, B2, COLUMNS)],
+    "b_w": [lambda: ops.coord(X, W1, B1, W2, B2, W2, B1), lambda: ops.strip(X, ROWS, None, COLUMNS, B1)],
+    "norm_w": [lambda: ops.strip(X, norm_w=1.0)],
+    "cw_weight": [lambda: ops.triplet(X, torch.zeros(1, 1, 3, 3), KERNEL), lambda: ops.triplet(X, torch.zeros(1, 2, 2, 2), KERNEL)],
+    "hc_norm": [lambda: ops.triplet(X, KERNEL, KERNEL, hc_norm=torch.nn.BatchNorm2d(4))],
+    "hw_bias": [lambda: ops.triplet(X, KERNEL, KERNEL, hw_bias=torch.zeros(1)), lambda: ops.triplet(X, *(KERNEL,) * 3, hw_bias=B1)],
+    "hw_norm": [lambda: ops.triplet(X, KERNEL, KERNEL, hw_norm=torch.nn.BatchNorm2d(1))],
     "weights": [
         lambda: ops.gate(X, torch.zeros(2, 4, 3)),
         lambda: ops.gate(X, torch.zeros(1, 2, 4, 3, 5)),

@@ -13,9 +13,7 @@ SHAPE = (2, 3, 2, 4)
 # rows of the table that together run every registered op, forward and backward
 REPRESENTATIVES = [
     *("se", "eca-mlp", "sse", "scse-max", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"),
-    *("gc-both", "gsop"),
-    "shuffle",
-    *("splat-groups",),
+    *("gc-both", "gsop", "shuffle", "splat-groups", "triplet-even"),
 ]
 
 
@@ -54,7 +52,8 @@ def test_opcheck(name, layout, monkeypatch):
     monkeypatch.setattr(RelaySqueeze, "slot", staticmethod(lambda like, dtype=None: like.new_zeros((), dtype=dtype).expand(like.shape)))
     op = BY_NAME[name]
     inputs = make(op, SHAPE, layout=layout, residual=op.epilogue, dtype=torch.float64)
-    for func, args, _ in recorded(op, inputs, "silu" if op.epilogue else "none"):
+    calls = {func: args for func, args, _ in recorded(op, inputs, "silu" if op.epilogue else "none")}
+    for func, args in calls.items():
         family = _library._families[func._schema.name.removeprefix("tritattn::").removesuffix("_backward")]
         names = [*(["g"] * family.differentiable if func is family.op_backward else []), *family.inputs]
         with_gradients = [name not in ("bn_mean", "bn_var") for name in names] + [False] * len(args)
@@ -98,7 +97,7 @@ def test_strides(name, layout):
 
 
 # torch's hardsigmoid, ese's gate by default, has no second derivative
-TWICE = ["se", "ese-sigmoid", "eca", "sse", "scse", "channel_attention", "spatial_attention", "cbam-train", *REPRESENTATIVES[2:]]
+TWICE = ["coord", "se", "ese-sigmoid", "eca", "sse", "scse", "channel_attention", "spatial_attention", "cbam-train", *REPRESENTATIVES[2:]]
 
 
 @pytest.mark.parametrize("name", TWICE)

@@ -1,4 +1,4 @@
-"""SE, ECA, CBAM, shuffle attention, SimAM and SK as in xmu-xiaoma666/External-Attention-pytorch."""
+"""SE, ECA, CBAM, shuffle attention, SimAM, SK and triplet attention as in xmu-xiaoma666/External-Attention-pytorch."""
 
 from collections import OrderedDict
 
@@ -132,3 +132,46 @@ class SKAttention(nn.Module):
         z = self.fc(sum(outs).mean(-1).mean(-1))
         weights = self.softmax(torch.stack([fc(z)[:, :, None, None] for fc in self.fcs], 0))
         return (weights * features).sum(0)
+
+
+class BasicConv(nn.Module):
+    def __init__(self, in_planes, out_planes, kernel_size, padding=0, relu=True):
+        super().__init__()
+        self.conv = nn.Conv2d(in_planes, out_planes, kernel_size, padding=padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_planes, momentum=0.01)
+        self.relu = nn.ReLU() if relu else None
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        return x if self.relu is None else self.relu(x)
+
+
+class ZPool(nn.Module):
+    def forward(self, x):
+        return torch.stack((x.max(1)[0], x.mean(1)), 1)
+
+
+class AttentionGate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.compress = ZPool()
+        self.conv = BasicConv(2, 1, 7, padding=3, relu=False)
+
+    def forward(self, x):
+        return x * torch.sigmoid_(self.conv(self.compress(x)))
+
+
+class TripletAttention(nn.Module):
+    def __init__(self, no_spatial=False):
+        super().__init__()
+        self.cw = AttentionGate()
+        self.hc = AttentionGate()
+        self.no_spatial = no_spatial
+        if not no_spatial:
+            self.hw = AttentionGate()
+
+    def forward(self, x):
+        gated = [self.cw(x.transpose(1, 2).contiguous()).transpose(1, 2), self.hc(x.transpose(1, 3)).transpose(1, 3)]
+        if not self.no_spatial:
+            gated.insert(0, self.hw(x))
+        return sum(gated) / len(gated)

@@ -36,6 +36,7 @@ class Op:
     refused: Callable[[Shape], bool] = lambda shape: False
     multiple: int = 1
     wide: int = 1
+    unfit: tuple[str, ...] = ()  # values whose statistics a BatchNorm in training turns into rounding errors
 
     def __str__(self) -> str:
         return self.name

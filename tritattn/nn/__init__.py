@@ -4,6 +4,7 @@ from ._attach import attach
 from ._registry import available, create, register
 from .attention import Attention
 from .cbam import CBAM, ChannelAttention, SpatialAttention
+from .coordinate import CoordinateAttention, StripAttention
 from .eca import ECA
 from .global_context import GlobalContext
 from .gsop import GSoP, ISqrtCovPooling
@@ -13,6 +14,7 @@ from .shuffle import ShuffleAttention
 from .simam import SimAM
 from .split_attention import SplitAttention
 from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
+from .triplet import TripletAttention
 
 __all__ = [
     "CBAM",
@@ -21,6 +23,7 @@ __all__ = [
     "ChannelAttention",
     "ChannelSE",
     "ConcurrentSE",
+    "CoordinateAttention",
     "EffectiveSqueezeExcite",
     "GSoP",
     "GlobalContext",
@@ -33,6 +36,8 @@ __all__ = [
     "SpatialSE",
     "SplitAttention",
     "SqueezeExcite",
+    "StripAttention",
+    "TripletAttention",
     "attach",
     "available",
     "create",

@@ -57,10 +57,10 @@ def weights(layer: nn.Module | None) -> tuple[Any, Any]:
 
 
 def sublayer(module: nn.Module, path: str) -> Any:
-    """The layer or parameter at a dotted path, None where the path ends in None."""
+    """The layer or parameter at a dotted path, None where the path meets None."""
     layer: Any = module
     for name in path.split("."):
-        layer = getattr(layer, name)
+        layer = None if layer is None else getattr(layer, name)
     return layer
 
 

@@ -1,11 +1,12 @@
 """Functional forms of the attention blocks, and the primitives that they are made of.
 
-Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, gsop, shuffle, simam, sk, splat. Primitives: channel_statistics,
-spatial_statistics, covariance, gate.
+Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, gsop, shuffle, simam, sk, splat, coord, strip, triplet.
+Primitives: channel_statistics, spatial_statistics, covariance, gate.
 """
 
 import torch.fx
 
+from .axis import coord, strip, triplet
 from .channel import channel_attention, channel_statistics, cse, eca, ese, se
 from .context import gc
 from .covariance import covariance, gsop
@@ -19,6 +20,7 @@ __all__ = [
     "cbam",
     "channel_attention",
     "channel_statistics",
+    "coord",
     "covariance",
     "cse",
     "eca",
@@ -35,6 +37,8 @@ __all__ = [
     "spatial_statistics",
     "splat",
     "sse",
+    "strip",
+    "triplet",
 ]
 
 # A node of their own each in what torch.fx.symbolic_trace makes: its stand-ins for tensors have no shapes to check.

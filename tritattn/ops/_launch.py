@@ -21,13 +21,13 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import context, covariance, excite, gate, group, pixel, plane, select, squeeze
+    from ..kernels import axis, context, covariance, excite, gate, group, pixel, plane, select, squeeze
 
-    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select)
+    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select, axis)
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 
-def _vector(size: int) -> int:
+def vector(size: int) -> int:
     """The largest power of two up to 16 that divides size: the vector width that reaches the kernel as a constexpr."""
     return math.gcd(size, 16)
 
@@ -56,7 +56,7 @@ class Map:
         self.n, self.c = x.shape[0], x.shape[1] // slices
         self.hw = math.prod(x.shape[2:])
         self.acc = accumulator(x.dtype)
-        vec_c, vec_p = (_vector(self.c), 1) if layout else (1, _vector(self.hw))
+        vec_c, vec_p = (vector(self.c), 1) if layout else (1, vector(self.hw))
         tl = kernels().tl
         self.acc_tl = tl.float64 if self.acc == torch.float64 else tl.float32
         self.args = dict(
@@ -69,8 +69,8 @@ class Map:
             ACC=self.acc_tl,
         )
 
-    def config(self, role: str, maps: int = 1) -> tuning.Config:
-        return tuning.choose(role, self.n, self.c, self.hw, self.x.element_size(), self.channels_last, self.x.device, maps=maps)
+    def config(self, role: str, maps: int = 1, row: int = 0) -> tuning.Config:
+        return tuning.choose(role, self.n, self.c, self.hw, self.x.element_size(), self.channels_last, self.x.device, maps, row)
 
     def same(self, t: Tensor | None) -> Tensor | None:
         """t in this map's layout; a copy only where it has another one."""

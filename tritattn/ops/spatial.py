@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
+from .._library import Family
 from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
 from . import _checks, _excite
@@ -60,15 +61,21 @@ def _launch(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var
     )  # fmt: skip
     if weight is None:
         return stats.clone(), *rest
-    height, width = x.shape[2:]
-    block = min(256, 1 << (m.hw - 1).bit_length())
+    _convolution_launch(stats, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spatial, spec)
+    return spatial, *rest
+
+
+def _convolution_launch(stats: Tensor, weight: Tensor, bias, bn_weight, bn_bias, bn_mean, bn_var, spatial: Tensor, spec: Spec) -> None:
+    """The convolution of (mean, max) [N, 2, H, W], and a BatchNorm folded into it, into `spatial` [N, 1, H, W]."""
+    n, _, height, width = stats.shape
+    block = min(256, 1 << (height * width - 1).bit_length())
     mean_at, max_at = {"mean_max": (0, 1), "max_mean": (1, 0), "mix": (0, 0)}[spec.order]
-    k.spatial_convolution_fwd_kernel[(m.n * -(-m.hw // block),)](
+    k = kernels()
+    k.spatial_convolution_fwd_kernel[(n * -(-height * width // block),)](
         stats, weight.contiguous(), bias, bn_weight, bn_bias, bn_mean, bn_var, spatial, height, width, float(spec.eps or 0), MEAN_AT=mean_at,
         MAX_AT=max_at, TAPS=weight.shape[-1], HAS_BIAS=bias is not None, HAS_BN=bn_mean is not None, HAS_AFFINE=bn_weight is not None,
-        BLOCK_P=block, ACC=m.acc_tl, num_warps=4,
+        BLOCK_P=block, ACC=k.tl.float64 if stats.dtype == torch.float64 else k.tl.float32, num_warps=4,
     )  # fmt: skip
-    return spatial, *rest
 
 
 def _ordered(stats: Tensor, order: str) -> Tensor:
@@ -78,13 +85,6 @@ def _ordered(stats: Tensor, order: str) -> Tensor:
     return stats if order == "mean_max" else stats.flip(1)
 
 
-def _disordered(dstats: Tensor, order: str) -> Tensor:
-    """The gradient of the convolution's input -> that of (mean, max)."""
-    if order == "mix":
-        return (0.5 * dstats).expand(-1, 2, -1, -1).contiguous()
-    return dstats.contiguous() if order == "mean_max" else dstats.flip(1)
-
-
 def _convolution_backward(g: Tensor, stats: Tensor, inputs: Sequence[Tensor | None], spec: Spec, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of (stats, weight, bias, bn_weight, bn_bias). The folded BatchNorm is affine: its own gradients follow from the convolution's."""
     weight, bias, bn_weight, bn_bias, bn_mean, bn_var = inputs
@@ -92,28 +92,36 @@ def _convolution_backward(g: Tensor, stats: Tensor, inputs: Sequence[Tensor | No
     g = g.to(stats.dtype)
     kernel = weight.to(stats.dtype)
     pad = weight.shape[-1] // 2
-    source = _ordered(stats, spec.order)
+    source = _ordered(stats, spec.order) if spec.order == "mix" else stats
+    if spec.order == "max_mean":
+        kernel = kernel.flip(1)  # instead of the statistics
     # the same bits every time, and no TF32, which would cost half of the digits of a gradient that is a handful of numbers
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         dsource, dkernel, _ = torch.ops.aten.convolution_backward(
             g, source, kernel, None, (1, 1), (pad, pad), (1, 1), False, (0, 0), 1, (needs[0], any(needs[1:]), False)
         )
-    total = g.sum()
-    scale = torch.ones((), dtype=g.dtype, device=g.device)
+    total = g.sum() if any(needs[2:]) else None
+    scale: Tensor | None = None
     dbn_weight = dbn_bias = None
     if bn_mean is not None:
         assert bn_var is not None
         rstd = (bn_var.to(g.dtype) + float(spec.eps)).rsqrt()
         scale = rstd
-        if bn_weight is not None and any(needs[1:]):
+        if bn_weight is not None and total is not None:
             raw = (kernel * dkernel).sum() + total * ((bias.to(g.dtype) if bias is not None else 0) - bn_mean.to(g.dtype))
             dbn_weight, dbn_bias = rstd * raw, total
         if bn_weight is not None:
             scale = rstd * bn_weight.to(g.dtype)
+    if spec.order == "max_mean" and needs[1]:
+        dkernel = dkernel.flip(1)
+    if scale is not None:
+        dsource, dkernel, total = (None if t is None else t * scale for t in (dsource, dkernel, total))
+    if spec.order == "mix" and needs[0]:
+        dsource = (0.5 * dsource).expand(-1, 2, -1, -1)
     return [
-        _disordered(dsource * scale, spec.order) if needs[0] else None,
-        (dkernel * scale).to(weight.dtype) if needs[1] else None,
-        _like(total * scale, bias) if needs[2] else None,
+        dsource.contiguous() if needs[0] else None,
+        dkernel.to(weight.dtype) if needs[1] else None,
+        _like(total, bias) if needs[2] else None,
         _like(dbn_weight, bn_weight) if needs[3] else None,
         _like(dbn_bias, bn_bias) if needs[4] else None,
     ]
@@ -168,11 +176,15 @@ def _reference(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_
     stats = reference.spatial_statistics(u, max_grad=spec.max_grad)
     if weight is None:
         return stats, logits
+    return _convolution_reference(stats, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec)[0], logits
+
+
+def _convolution_reference(stats: Tensor, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec: Spec) -> tuple[Tensor, ...]:
     spatial = reference.spatial_convolution(_ordered(stats, spec.order), weight, bias)
     if bn_mean is not None:
-        affine = [None if t is None else t.to(acc) for t in (bn_mean, bn_var, bn_weight, bn_bias)]
+        affine = [None if t is None else t.to(stats.dtype) for t in (bn_mean, bn_var, bn_weight, bn_bias)]
         spatial = F.batch_norm(spatial, *affine, training=False, eps=float(spec.eps))  # type: ignore[arg-type, misc]
-    return spatial.to(_logits_dtype(x, spec)), logits
+    return (spatial.to(_logits_dtype(stats, spec)),)
 
 
 def _share(da: Tensor, inputs: Sequence[Any], spatial: Tensor | None, spec: Spec) -> tuple[Tensor, ...]:
@@ -195,6 +207,32 @@ spatial_squeeze = RelaySqueeze(
     reference=_reference,
     share=_share,
 )
+
+# -- the convolution alone, of statistics that another squeeze took ----------------------------------------------------------------------------
+
+
+def _alone_launch(stats, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec: Spec) -> tuple[Tensor, ...]:
+    spatial = stats.new_empty((stats.shape[0], 1, *stats.shape[2:]), dtype=_logits_dtype(stats, spec))
+    _convolution_launch(stats.contiguous(), weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spatial, spec)
+    return (spatial,)
+
+
+spatial_convolution = Family(
+    "spatial_convolution",
+    inputs=("stats", *INPUTS[5:]),
+    outputs=("spatial",),
+    differentiable=1,
+    saved=(),
+    batched=("stats",),
+    fake=lambda stats, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec: (
+        stats.new_empty((stats.shape[0], 1, *stats.shape[2:]), dtype=_logits_dtype(stats, spec)),
+    ),
+    launch=_alone_launch,
+    backward=lambda grads, inputs, saved, spec, needs: [
+        *_convolution_backward(grads[0], inputs[0].contiguous(), inputs[1:], spec, needs), None, None
+    ],
+    reference=_convolution_reference,
+)  # fmt: skip
 
 # -- the gate --------------------------------------------------------------------------------------------------------------------------------
 
@@ -239,29 +277,36 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, order: str
     _checks.feature_map(x)
     _checks.choice("order", order, ORDERS)
     _checks.choice("max_grad", max_grad, MAX_GRADS)
-    _checks.required("weight", weight)
-    channels = 1 if order == "mix" else 2
+    check_convolution(x, weight, bias, norm, 1 if order == "mix" else 2)
+
+
+def check_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, norm: Any, channels: int, of: str = "") -> None:
+    """`of`: what the names of the arguments begin with, where there are several convolutions."""
+    _checks.required(f"{of}weight", weight)
     if weight.dim() != 4 or weight.shape[-1] % 2 == 0:
-        raise ValueError(f"weight: got shape {list(weight.shape)}, expected [1, {channels}, k, k] with k odd")
+        raise ValueError(f"{of}weight: got shape {list(weight.shape)}, expected [1, {channels}, k, k] with k odd")
     k = weight.shape[-1]
-    _checks.parameter("weight", weight, x, (1, channels, k, k))
-    _checks.parameter("bias", bias, x, (1,))
+    _checks.parameter(f"{of}weight", weight, x, (1, channels, k, k))
+    _checks.parameter(f"{of}bias", bias, x, (1,))
     if norm is not None and (not isinstance(norm, _excite.Norm) or norm.num_features != 1):
-        raise TypeError(f"norm: got {type(norm).__name__}, expected None or a BatchNorm2d or SyncBatchNorm with one feature")
+        raise TypeError(f"{of}norm: got {type(norm).__name__}, expected None or a BatchNorm2d or SyncBatchNorm with one feature")
+
+
+def fold(norm: Any, x: Tensor, spec: Spec) -> tuple[tuple[Tensor | None, ...], Spec, Any]:
+    """(weight, bias, running mean and variance to fold into the convolution, the options, what is left of norm to call after it)."""
+    if norm is not None and _excite.plain_norm(norm):
+        (eps,) = {norm.eps}  # through a set, since dynamo has no repr of a float that it takes for dynamic
+        return (norm.weight, norm.bias, norm.running_mean, norm.running_var), spec._replace(eps=repr(eps)), None
+    if norm is not None and norm.weight is not None and norm.weight.dtype != reference.accumulator(x.dtype):
+        spec = spec._replace(out=str(norm.weight.dtype).removeprefix("torch."))
+    return (None,) * 4, spec, norm
 
 
 def _attend(
     x: Tensor, params: tuple[Tensor | None, ...], weight: Tensor, bias: Tensor | None, norm: Callable[[Tensor], Tensor] | None, spec: Spec,
     residual: Tensor | None, apply: bool = True,
 ) -> Tensor:  # fmt: skip
-    folded: tuple[Tensor | None, ...] = (None,) * 4
-    if norm is not None and _excite.plain_norm(norm):
-        folded = (norm.weight, norm.bias, norm.running_mean, norm.running_var)  # type: ignore[attr-defined]
-        (eps,) = {norm.eps}  # type: ignore[attr-defined]  # through a set, since dynamo has no repr of a float that it takes for dynamic
-        spec = spec._replace(eps=repr(eps))
-        norm = None
-    elif norm is not None and norm.weight is not None and norm.weight.dtype != reference.accumulator(x.dtype):  # type: ignore[attr-defined]
-        spec = spec._replace(out=str(norm.weight.dtype).removeprefix("torch."))  # type: ignore[attr-defined]
+    folded, spec, norm = fold(norm, x, spec)
     inputs = (x, *params, weight, bias, *folded)
     spatial, logits, *slots = spatial_squeeze(*inputs, spec=spec)
     if norm is not None:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from . import cbam, channel, context, gsop, plane, scse, select
+from . import axis, cbam, channel, context, gsop, plane, scse, select
 from .entry import GATES, HIDDEN, NoFit, Peer
 
 __all__ = ["GATES", "HIDDEN", "PEERS", "NoFit", "Peer", "candidates"]
 
-PEERS: tuple[Peer, ...] = (*channel.PEERS, *scse.PEERS, *cbam.PEERS, *context.PEERS, *gsop.PEERS, *plane.PEERS, *select.PEERS)
+PEERS: tuple[Peer, ...] = (*channel.PEERS, *scse.PEERS, *cbam.PEERS, *context.PEERS, *gsop.PEERS, *plane.PEERS, *select.PEERS, *axis.PEERS)
 _BY_CLASS: dict[str, list[Peer]] = {}
 for _peer in PEERS:
     for _name in _peer.classes:

@@ -19,6 +19,7 @@ HIDDEN = {
     "HardSwish": "hardswish",
     "HardSwishMe": "hardswish",
     "Hardswish": "hardswish",
+    "h_swish": "hardswish",
     "Identity": "none",
     "LeakyReLU": "leaky_relu",
     "MemoryEfficientSwish": "silu",
