@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Weights
-from .cases import Case, flat_parameters
+from .cases import DTYPES, Case, flat_parameters
 from .peers import peer
 
 PROVIDERS = ("eager", "compile", "tritattn", "timm", "torchvision")
@@ -84,7 +84,7 @@ def _compiled(function: Callable[..., Tensor], layout: str) -> Callable[..., Ten
 def _peer_call(provider: str, case: Case, weights: Weights, device: str) -> Call:
     module: Any = case.op.block.peers[provider].make(peer(provider), case.c, case.options)
     parameters = flat_parameters(weights)
-    module = module.to(device=device, dtype=parameters[0].dtype)
+    module = module.to(device=device, dtype=DTYPES[case.dtype])
     own = list(module.parameters())
     with torch.no_grad():
         for target, source in zip(own, parameters, strict=True):

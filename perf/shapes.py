@@ -31,7 +31,7 @@ _RESNET50 = (Site(3, 256, 56, 56, 16), Site(4, 512, 28, 28, 32), Site(6, 1024, 1
 SETS = {
     "se_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("se", "ese", "eca")),
     "cbam_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("cbam", "channel_attention", "spatial_attention")),
-    "sa_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("shuffle", "simam"), {"groups": 64}),
+    "sa_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("shuffle", "simam", "ge"), {"groups": 64}),
     "mobilenetv3": ShapeSet(
         (
             Site(2, 120, 28, 28, 32),

@@ -87,6 +87,20 @@ def statistics_of_positions(x: Tensor, kinds: Sequence[str], max_grad: str = "fi
     return torch.stack([{"mean": mean, "max": top, "mix": (mean + top) / 2}[kind] for kind in kinds], 1)
 
 
+def local_gate(x: Tensor, p: Params, extent: int, hidden: str = "relu", gate: str = "sigmoid") -> Tensor:
+    """Gather-excite with local means, or with p["gather"]."""
+    if p.get("gather") is not None:
+        z = p["gather"](x)
+    elif extent:
+        z = F.avg_pool2d(x, 2 * extent - 1, extent, extent - 1, count_include_pad=False)
+    else:
+        z = x.mean((2, 3), keepdim=True)
+    if p.get("w1") is not None:
+        w1, w2 = (p[name].flatten(1)[:, :, None, None] for name in ("w1", "w2"))
+        z = F.conv2d(HIDDEN[hidden](F.conv2d(z, w1, p["b1"])), w2, p["b2"])
+    return GATES[gate](F.interpolate(z, size=x.shape[2:]))
+
+
 def simam(x: Tensor, e_lambda: float = 1e-4, gate: str = "sigmoid") -> Tensor:
     dims = tuple(range(2, x.dim()))
     d = (x - x.mean(dims, keepdim=True)).pow(2)

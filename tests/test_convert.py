@@ -9,10 +9,12 @@ import re
 import peer_blocks.authors as authors
 import peer_blocks.blog as blog
 import peer_blocks.external as external
+import peer_blocks.timm
 import pytest
 import torch
 import torch.distributed as dist
 from pairs.foundation import smp, timm
+from peer_imports import peer
 from peer_pairs import BLOCKS, assert_same, build, sample, step
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -332,6 +334,29 @@ def test_verification_in_low_precision(dtype):
     _verify._compare_values(block, plan, [x])
     with pytest.raises(NoFit, match=f"not the same in {dtype}"):
         _verify._compare_values(block, dataclasses.replace(plan, settings=plan.settings | {"gate": "relu"}), [x])
+
+
+@pytest.mark.parametrize("options", [{}, {"use_mlp": False, "extra_params": True, "extent": 2}], ids=["mlp", "parameters"])
+def test_gather_excite_where_timms_cannot_be_built(options):
+    with pytest.raises(TypeError):
+        peer("timm.layers").GatherExcite(8, **options)
+    block = tn.GatherExcite(8, **options).double()
+    theirs = peer_blocks.timm.GatherExcite(8, **options).double()
+    block.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 8, 5, 7, dtype=torch.float64)
+    torch.testing.assert_close(block(x), theirs(x))
+
+
+def test_gather_excite_of_the_whole_map():
+    """timm's convolution of the map's own size is padded and leaves many positions, each of another part of the map; ours gathers to one."""
+    theirs = peer_blocks.timm.GatherExcite(8, (5, 7), True, use_mlp=False).eval()
+    assert theirs.gather(torch.randn(2, 8, 5, 7)).shape == (2, 8, 5, 7)
+    (row,) = tritattn.convert(theirs)
+    assert row.status == "left" and "gather: got [2, 8, 8, 6] from it, expected [2, 8, 1, 1]" in row.detail
+    ours = tn.GatherExcite(8, (5, 7), True, use_mlp=False).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 8, 5, 7)
+    torch.testing.assert_close(ours(x), x * torch.sigmoid(ours.gather.norm1((x * ours.gather.conv1.weight[:, 0]).sum((2, 3), keepdim=True))))
 
 
 @pytest.mark.parametrize("name", ["authors-sa_layer", "external-ShuffleAttention"])

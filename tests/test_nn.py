@@ -76,6 +76,38 @@ def shuffled(m, x):
     return torch.stack([gated[c // 2 + c % 2 * (C // 2)] for c in range(C)], 1)
 
 
+def local_means(x, e):
+    rows = []
+    for h in range(0, x.shape[2], e):
+        band = x[:, :, max(h - e + 1, 0) : h + e]
+        rows.append(torch.stack([band[..., max(w - e + 1, 0) : w + e].mean((2, 3)) for w in range(0, x.shape[3], e)], -1))
+    return torch.stack(rows, 2)
+
+
+def spread(small, x):
+    rows, columns = (torch.arange(size) * s // size for size, s in zip(x.shape[2:], small.shape[2:], strict=True))
+    return small[:, :, rows][..., columns]
+
+
+def pointwise_mlp(m, z, act=torch.relu):
+    return F.conv2d(act(F.conv2d(z, m.fc1.weight, m.fc1.bias)), m.fc2.weight, m.fc2.bias)
+
+
+def ge_se(m, x):
+    z = ((mean(x) + largest(x)) / 2)[:, :, None, None]
+    return x * torch.sigmoid(pointwise_mlp(m.mlp, z, F.silu))
+
+
+def depthwise(m, x, count):
+    for i in range(1, count + 1):
+        x = F.conv2d(x, m.get_submodule(f"conv{i}").weight, stride=2, padding=1, groups=C)
+        bn, dims = m.get_submodule(f"norm{i}"), (0, 2, 3)
+        mu, var = (x.mean(dims), x.var(dims, unbiased=False)) if bn.training else (bn.running_mean, bn.running_var)
+        x = ((x.movedim(1, -1) - mu) * (var + bn.eps).rsqrt() * bn.weight + bn.bias).movedim(-1, 1)
+        x = torch.relu(x) if i < count else x
+    return x
+
+
 def simam(m, x):
     d = (x - over(mean(x), x)).square()
     return x * torch.sigmoid(d / (4 * (over(d.flatten(2).sum(2), x) / (x[0, 0].numel() - 1) + m.e_lambda)) + 0.5)
@@ -211,6 +243,24 @@ BLOCKS = {
     "triplet-two": (
         lambda: tn.TripletAttention(C, 3, spatial=False, order="mean_max", norm=False, bias=True, max_grad="even", activation="silu"),
         lambda m, x: F.silu(triplet(m, x, ("mean", "max"), True)),
+        (4,),
+    ),
+    "ge": (lambda: tn.GatherExcite(extent=2, use_mlp=False), lambda m, x: x * spread(torch.sigmoid(local_means(x, 2)), x), (4,)),
+    "ge-mlp": (
+        lambda: tn.GatherExcite(C, extent=4, rd_channels=3, act="gelu", gate="hard_sigmoid", activation="silu"),
+        lambda m, x: F.silu(x * spread(F.hardsigmoid(pointwise_mlp(m.mlp, local_means(x, 4), F.gelu)), x)),
+        (4,),
+    ),
+    "ge-global": (lambda: tn.GatherExcite(use_mlp=False), lambda m, x: x * over(torch.sigmoid(mean(x)), x), (4,)),
+    "ge-se": (lambda: tn.GatherExcite(C, pool="avg_max", act="silu"), ge_se, (4,)),
+    "ge-params": (
+        lambda: tn.GatherExcite(C, None, True, 4, residual=True),
+        lambda m, x: x * spread(torch.sigmoid(pointwise_mlp(m.mlp, depthwise(m.gather, x, 2))), x) + x,
+        (4,),
+    ),
+    "ge-whole": (
+        lambda: tn.GatherExcite(C, (6, 7), True, use_mlp=False, norm=False),
+        lambda m, x: x * torch.sigmoid((x * m.gather.conv1.weight[:, 0]).sum((2, 3), keepdim=True)),
         (4,),
     ),
     "attention": (
@@ -393,11 +443,17 @@ KEYS = {
     },
 }
 KEYS[tn.ShuffleAttention] = {f"{gate}{part}": (1, 2, 1, 1) for gate in "cs" for part in ("weight", "bias")} | {"gn.weight": (2,), "gn.bias": (2,)}
+KEYS[tn.GatherExcite] = {
+    **{"mlp.fc1.weight": (1, 8, 1, 1), "mlp.fc1.bias": (1,), "mlp.fc2.weight": (8, 1, 1, 1), "mlp.fc2.bias": (8,)},
+    **{f"gather.norm1.{key}": (8,) for key in ("weight", "bias", "running_mean", "running_var")},
+    "gather.conv1.weight": (8, 1, 3, 3),
+    "gather.norm1.num_batches_tracked": (),
+}
 KEYS[tn.ConcurrentSE] = {f"{half}.{k}": v for half, kind in (("channel", tn.ChannelSE), ("spatial", tn.SpatialSE)) for k, v in KEYS[kind].items()}
 KEYS[tn.CBAM] = {
     f"{half}.{k}": v for half, kind in (("channel", tn.ChannelAttention), ("spatial", tn.SpatialAttention)) for k, v in KEYS[kind].items()
 }
-OPTIONS = {tn.SqueezeExcite: {"rd_divisor": None}, tn.ShuffleAttention: {"groups": 2}}
+OPTIONS = {tn.SqueezeExcite: {"rd_divisor": None}, tn.ShuffleAttention: {"groups": 2}, tn.GatherExcite: {"extra_params": True, "extent": 2}}
 
 
 @pytest.mark.parametrize("kind", KEYS, ids=lambda kind: kind.__name__)
@@ -444,6 +500,10 @@ def test_parameters(kind):
         (lambda: tn.ShuffleAttention(8, 3), "groups"),
         (lambda: tn.ShuffleAttention(7), "groups"),
         (lambda: tn.SimAM(e_lambda=0), "e_lambda"),
+        (lambda: tn.GatherExcite(), "channels"),
+        (lambda: tn.GatherExcite(8, extent=6), "extent"),
+        (lambda: tn.GatherExcite(8, extra_params=True), "feat_size"),
+        (lambda: tn.GatherExcite(8, extent=2, pool="avg_max"), "pool"),
         (lambda: tn.Attention(torch.sigmoid), "layer"),
     ],
 )

@@ -196,6 +196,16 @@ def covariance(x: Tensor) -> Tensor:
     return centred @ centred.transpose(1, 2) / flat.shape[-1]
 
 
+def local_mean(x: Tensor, extent: int) -> Tensor:
+    """z[n, c, i, j] = mean of x[n, c, h, w] over |h - e i| < e, |w - e j| < e inside the map."""
+    return F.avg_pool2d(x, 2 * extent - 1, extent, extent - 1, count_include_pad=False)
+
+
+def nearest(small: Tensor, x: Tensor) -> Tensor:
+    """A small map spread over the positions of x, each taking the nearest, in the accumulator's dtype."""
+    return F.interpolate(small.to(accumulator(x.dtype)), size=x.shape[2:])
+
+
 def plane_energy(x: Tensor, e_lambda: float) -> Tensor:
     """SimAM's inverse energy of every element, d / (4 (sum d / (M - 1) + e_lambda)) + 1/2 with d = (x - mean)^2 over the M positions of its plane."""
     flat = x.flatten(2)

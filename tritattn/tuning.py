@@ -93,7 +93,8 @@ def choose(
 
     role: "channel" reduces positions; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane"
     and "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs; "lines" and "extremes"
-    walk down rows of `row` positions, which `splits` cuts: block_p positions are as much of a row as fits, or several rows; "tile" is elementwise.
+    walk down rows of `row` positions, which `splits` cuts: block_p positions are as much of a row as fits, or several rows; "rows"
+    walks rows of `hw` positions; "tile" is elementwise.
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
@@ -223,6 +224,14 @@ def _extremes(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: 
     return replace(_lines(n, c, hw, itemsize, channels_last, sms, w), num_warps=16)
 
 
+def _rows(n: int, c: int, w: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    """By rows of w positions, block_p positions of a small map at once."""
+    width = power_of_two(w)
+    block_c = min(power_of_two(c), max(1, 64 // itemsize if channels_last else 1024 // width))
+    programs = max(n * -(-c // block_c), 1)
+    return Config(block_c, max(1, 8192 // (block_c * width)), power_of_two(-(-sms // programs)))
+
+
 _RULES: dict[str, Callable[..., Config]] = {
     "channel": _channel,
     "tile": _tile,
@@ -234,4 +243,5 @@ _RULES: dict[str, Callable[..., Config]] = {
     "shuffled_plane": _shuffled_plane,
     "lines": _lines,
     "extremes": _extremes,
+    "rows": _rows,
 }

@@ -1,11 +1,9 @@
 """The blocks of the harness by name."""
 
-from . import axis, channel, context, covariance, pixel, plane, select, spatial
+from . import axis, channel, context, covariance, local, pixel, plane, select, spatial
 from .block import NORM, Block, Params, Peer, Weights
 
 __all__ = ["BLOCKS", "NORM", "Block", "Params", "Peer", "Weights"]
 
-BLOCKS: dict[str, Block] = {
-    **channel.BLOCKS, **pixel.BLOCKS, **spatial.BLOCKS, **context.BLOCKS,
-    **plane.BLOCKS, **covariance.BLOCKS, **select.BLOCKS, **axis.BLOCKS,
-}  # fmt: skip
+FAMILIES = (channel, pixel, spatial, context, plane, covariance, select, axis, local)
+BLOCKS: dict[str, Block] = {name: block for family in FAMILIES for name, block in family.BLOCKS.items()}

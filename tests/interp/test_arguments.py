@@ -29,6 +29,7 @@ CALLS = {
     "spatial_attention": lambda x=X, **more: ops.spatial_attention(x, KERNEL, **more),
     "cbam": lambda x=X, **more: ops.cbam(x, *MLP, KERNEL, **more),
     "gc": lambda x=X, **more: ops.gc(x, PIXEL, add=torch.relu, **more),
+    "ge": lambda x=X, **more: ops.ge(x, **more),
     "shuffle": lambda x=X, **more: ops.shuffle(x, HALF, HALF, HALF, HALF, **{"groups": 1, **more}),
     "simam": lambda x=X, **more: ops.simam(x, **more),
     "gsop": lambda x=X, **more: ops.gsop(x, torch.relu, lambda s: s[:, :, :1], **more),
@@ -80,7 +81,7 @@ def test_map(name, bad, launches):
     assert not launches
 
 
-@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc", "gsop", "coord", "strip", "triplet"])
+@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc", "gsop", "coord", "strip", "triplet", "ge"])
 def test_map_of_another_rank(name, launches):
     for shape in ((2, 4, 3), (2, 4, 3, 5, 2)):
         refused(ValueError, "x", lambda shape=shape: CALLS[name](torch.zeros(shape)))
@@ -110,6 +111,7 @@ OPTIONS = {
     "channel_attention": {"pools": ("avg", "median"), "hidden": "tanh", "max_grad": "last"},
     "spatial_attention": {"order": "mean", "max_grad": "last"},
     "cbam": {"order": "mean", "max_grad": "last", "spatial_gate": "softmax", "hidden": "tanh", "pools": ()},
+    "ge": {"extent": 3, "hidden": "tanh", "max_grad": "last", "pool": "max"},
     "shuffle": {"groups": 3, "eps": 0.0},
     "simam": {"e_lambda": -1.0},
     "sk": {"hidden": "tanh", "before": "tanh", "gate": "tanh"},
@@ -169,6 +171,7 @@ PARAMETERS = {
         lambda: ops.splat(X, torch.zeros(3, 1), None, torch.zeros(4, 1), None, cardinality=2),
     ],
     "b1": [
+        lambda: ops.ge(X, None, B1),
         lambda: ops.se(X, W1, torch.zeros(3), W2, B2),
         lambda: ops.se(X, W1, torch.zeros(2, 1), W2, B2),
         lambda: ops.channel_attention(X, None, B1, torch.zeros(4, 4), B2),
@@ -219,6 +222,11 @@ PARAMETERS = {
         lambda: ops.sk([X, X], *SK, norm=torch.relu),
         lambda: ops.splat(X, *SPLAT, norm=1.0),
         lambda: ops.coord(X, *COORD, norm=1.0),
+    ],
+    "gather": [
+        lambda: ops.ge(X, gather=2),
+        lambda: ops.ge(X, gather=lambda x: x[:, :, ::2, ::2], extent=4),
+        lambda: ops.ge(X, gather=lambda x: None),
     ],
     "cweight": [
         lambda: ops.shuffle(X, torch.zeros(4), HALF, HALF, HALF, groups=1),
@@ -288,6 +296,7 @@ def test_parameter_that_is_needed(launches):
     refused(TypeError, "w", lambda: ops.eca(X, None))
     refused(TypeError, "w", lambda: ops.sse(X, None))
     refused(TypeError, "weight", lambda: ops.spatial_attention(X, None))
+    refused(TypeError, "w2", lambda: ops.ge(X, W1, B1))
     refused(TypeError, "sbias", lambda: ops.shuffle(X, HALF, HALF, HALF, None, groups=1))
     assert not launches
 
@@ -312,7 +321,7 @@ def test_frozen(op, activation, launches):
         launches.clear()
         check(op, inputs, activation, [name])
         backward = launches[forward:]
-        writes_dx = {"gate_bwd_input_kernel", "select_bwd_input_kernel"} & set(backward)
+        writes_dx = {"gate_bwd_input_kernel", "select_bwd_input_kernel", "local_bwd_input_kernel"} & set(backward)
         assert not writes_dx or name.startswith("x")
         if name == "residual" and activation == "none":
             assert not backward

@@ -30,8 +30,9 @@ def compiled(block):
 
 
 def maps_written(graph, shape):
-    """Values of the map's shape that a graph makes, those on a single element left out."""
+    """Values of the map's shape that a graph makes, views and those on a single element left out."""
     made = [n for n in graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), torch.Tensor)]
+    made = [n for n in made if n.target is not torch.ops.aten.view.default]
     return [n.name for n in made if n.meta["val"].shape == shape and any(n.meta["val"].stride())]
 
 
@@ -42,6 +43,7 @@ def test_compiled_graphs_hold_the_op_and_little_else(name):
     wanted = expected(block, x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)  # what dynamo itself does with autograd's functions
         call, graphs = compiled(block)
         got = gradients(block, call, x)
     same(got, wanted)
@@ -51,6 +53,7 @@ def test_compiled_graphs_hold_the_op_and_little_else(name):
     da = getattr(block, "residual", False) and block.activation != "none"
     # a block that adds its own input gets two gradients of it, which are added by whoever owns the input
     own += 2 if name == "attention" else 1 if getattr(block, "residual", False) else 0
+    own += name == "ge-params"  # its convolution's
     assert len(maps_written(backward, x.shape)) == 1 + da + own, maps_written(backward, x.shape)
 
 

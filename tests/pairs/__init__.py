@@ -5,9 +5,9 @@ RANKS: of the map where it is not 4. RETURN_GATE: blocks that return a gate inst
 parameters in fp32 make a map in half precision one in fp32, which ours do not.
 """
 
-from . import axis, context, foundation, gsop, plane, select
+from . import axis, context, foundation, gsop, local, plane, select
 
-FAMILIES = (foundation, context, gsop, plane, select, axis)
+FAMILIES = (foundation, context, gsop, plane, select, axis, local)
 PAIRS = {name: pair for family in FAMILIES for name, pair in family.PAIRS.items()}
 BLOCKS = {name: block for family in FAMILIES for name, block in family.BLOCKS.items()}
 RANKS = foundation.RANKS

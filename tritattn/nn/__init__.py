@@ -6,6 +6,7 @@ from .attention import Attention
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .coordinate import CoordinateAttention, StripAttention
 from .eca import ECA
+from .gather_excite import GatherExcite
 from .global_context import GlobalContext
 from .gsop import GSoP, ISqrtCovPooling
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
@@ -26,6 +27,7 @@ __all__ = [
     "CoordinateAttention",
     "EffectiveSqueezeExcite",
     "GSoP",
+    "GatherExcite",
     "GlobalContext",
     "ISqrtCovPooling",
     "SelectiveKernel",

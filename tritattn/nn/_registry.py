@@ -11,6 +11,7 @@ from torch import nn
 from ._base import reduced
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
+from .gather_excite import GatherExcite
 from .global_context import GlobalContext
 from .gsop import GSoP
 from .scse import ChannelSE, ConcurrentSE, SpatialSE
@@ -37,6 +38,7 @@ _FACTORIES: dict[str, Factory] = {
     "ese": EffectiveSqueezeExcite,
     "gc": GlobalContext,
     "gsop": GSoP,
+    "ge": GatherExcite,
     "scse": ConcurrentSE,
     "se": SqueezeExcite,
     "shuffle": ShuffleAttention,

@@ -1,6 +1,6 @@
 """Functional forms of the attention blocks, and the primitives that they are made of.
 
-Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, gsop, shuffle, simam, sk, splat, coord, strip, triplet.
+Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, ge, gsop, shuffle, simam, sk, splat, coord, strip, triplet.
 Primitives: channel_statistics, spatial_statistics, covariance, gate.
 """
 
@@ -11,6 +11,7 @@ from .channel import channel_attention, channel_statistics, cse, eca, ese, se
 from .context import gc
 from .covariance import covariance, gsop
 from .gate import gate
+from .local import ge
 from .pixel import scse, sse
 from .plane import shuffle, simam
 from .select import sk, splat
@@ -27,6 +28,7 @@ __all__ = [
     "ese",
     "gate",
     "gc",
+    "ge",
     "gsop",
     "scse",
     "se",

@@ -21,9 +21,9 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import axis, context, covariance, excite, gate, group, pixel, plane, select, squeeze
+    from ..kernels import axis, context, covariance, excite, gate, group, local, pixel, plane, select, squeeze
 
-    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select, axis)
+    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select, axis, local)
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 
