@@ -39,7 +39,7 @@ def test_no_spills_and_wide_accesses(dtype, op, layout, target):
     assert any(made["map_load_bits"] for made in found) and any(made["map_store_bits"] for made in found)
 
 
-@pytest.mark.parametrize("op", ["se", "cbam+residual+relu"])
+@pytest.mark.parametrize("op", ["se", "cbam", "cbam+residual+relu"])
 def test_rows_of_odd_length_do_not_spill(op):
     for launch in kernels("bf16", op, "contiguous", 3).values():
         made = row(launch, "sm_90")

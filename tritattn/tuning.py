@@ -104,9 +104,9 @@ def choose(
 
 
 def _each(row: int, itemsize: int, maps: int = 1) -> int:
-    """Elements of a tile that a thread holds: 32 bytes, two vectors, or 8 that cannot be loaded in vectors. With twice as many some kernels spill.
-    Of each of more than two maps half of that."""
-    each = 8 if row % 4 else max(1, 32 // itemsize)
+    """Elements of a tile that a thread holds: 32 bytes, two vectors, or 16 where a row cannot be loaded in vectors, because every element then takes
+    a register and an address. With twice as many some kernels spill. Of each of more than two maps half of that."""
+    each = max(4, (16 if row % 4 else 32) // itemsize)
     return each if maps <= 2 else max(1, each // 2)
 
 
@@ -135,6 +135,7 @@ def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int,
 
 
 def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    each = _each(c if channels_last else hw, itemsize)
     if channels_last:
         # many positions, because every program leaves a share of each channel's gradient; 64 bytes of a row at least
         block_c, block_p = min(power_of_two(c), 32), min(power_of_two(hw), 64)
@@ -142,8 +143,8 @@ def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
         block_p = min(power_of_two(hw), 256)
         while block_p > 32 and n * -(-hw // block_p) < sms:
             block_p //= 2
-        block_c = max(1, min(power_of_two(c), 2048 // block_p))
-    return Config(block_c, block_p, num_warps=_warps(block_c, block_p, _each(c if channels_last else hw, itemsize)))
+        block_c = max(1, min(power_of_two(c), 4 * 32 * each // block_p))
+    return Config(block_c, block_p, num_warps=_warps(block_c, block_p, each))
 
 
 def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, elements: int = 8192) -> Config:
