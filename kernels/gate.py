@@ -1,8 +1,9 @@
 """The gate: weights broadcast over the feature map, with residual and activation, and what flows back through it.
 
-y_ncp = a(x_ncp f(logits_nc) h(spatial_np) + shift_nc + residual_ncp). Backward takes the map in two passes, because the gradient of the squeeze
-must be known before dx: `gate_bwd_channel_kernel` or `gate_bwd_column_kernel` reduce, `gate_bwd_input_kernel` writes dx once. Where a residual and an
-activation are present the first pass stores g a' in `da`, which is the residual's gradient and all that the second pass needs.
+y_ncp = a(x_ncp f(logits_nc) h(spatial_np) + shift_nc + residual_ncp), or with a joint gate x_ncp (1 + f(logits_nc spatial_np)). Backward takes the
+map in two passes, because the gradient of the squeeze must be known before dx: `gate_bwd_channel_kernel` or `gate_bwd_column_kernel` reduce,
+`gate_bwd_input_kernel` writes dx once. Where a residual and an activation are present the first pass stores g a' in `da`, which is the residual's
+gradient and all that the second pass needs.
 """
 
 import triton
@@ -28,10 +29,11 @@ def load_gates(
 
 
 @triton.jit
-def combine_gates(x, s, q, COMBINE: tl.constexpr):
+def combine_gates(x, s, q, COMBINE: tl.constexpr, JOINT: tl.constexpr = ""):
     """Both gates on the tile x as one factor, its derivative d(x factor)/dx, and the share of s in its gradient; s and q broadcast to x.
 
-    product: s q; sum: s + q; max: the factor of max(x s, x q), ties shared as torch.maximum does.
+    product: s q; sum: s + q; max: the factor of max(x s, x q), ties shared as torch.maximum does. With JOINT s and q are logits and the factor is
+    1 + f(s q) or 1 + f(s + q).
     """
     if COMBINE == "max":
         a = x * s
@@ -40,25 +42,37 @@ def combine_gates(x, s, q, COMBINE: tl.constexpr):
         # NaN in either product must reach the output
         factor = tl.where((a > b) | (a != a), s, q)
         slope = share * s + (1 - share) * q
-    elif COMBINE == "sum":
-        share = tl.full(x.shape, 1.0, x.dtype)
-        factor = s + q
-        slope = factor
     else:
         share = tl.full(x.shape, 1.0, x.dtype)
-        factor = s * q
+        factor = s + q if COMBINE == "sum" else s * q
+        if JOINT != "":
+            factor = 1.0 + gate_function(factor, JOINT)
         slope = factor
     return factor, slope, share
 
 
 @triton.jit
+def gate_shares(product, s, q, COMBINE: tl.constexpr, JOINT: tl.constexpr):
+    """From product = da x [BLOCK_C, BLOCK_P] the gradients of s and of q on the tile, before their sums; COMBINE product or sum."""
+    if JOINT != "":
+        product = chain(product, gate_grad(s + q if COMBINE == "sum" else s * q, JOINT), JOINT)
+    if COMBINE == "sum":
+        to_s = product
+        to_q = product
+    else:
+        to_s = product * q
+        to_q = product * s
+    return to_s, to_q
+
+
+@triton.jit
 def gate_fwd_kernel(
     x_ptr, logits_ptr, spatial_ptr, shift_ptr, residual_ptr, y_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
-    GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr, HAS_SHIFT: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
+    GATE: tl.constexpr, SPATIAL: tl.constexpr, COMBINE: tl.constexpr, JOINT: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr,
+    HAS_SHIFT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """y_ncp = a(x_ncp f(logits_nc) h(spatial_np) + shift_nc + residual_ncp). A program owns one tile of one image."""
+    """y_ncp = a(x_ncp (gates)_ncp + shift_nc + residual_ncp), gates as in combine_gates. A program owns one tile of one image."""
     C = C_V * VEC_C
     HW = HW_V * VEC_P
     blocks_c = tl.cdiv(C, BLOCK_C)
@@ -72,7 +86,8 @@ def gate_fwd_kernel(
     offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
     x = load_tile(x_ptr + image, offsets, mask, ACC)
     s, q = load_gates(logits_ptr, spatial_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, HAS_SPATIAL, ACC)
-    y = x * (s[:, None] * q[None, :])
+    factor, _, _ = combine_gates(x, s[:, None], q[None, :], COMBINE, JOINT)
+    y = x * factor
     if HAS_SHIFT:
         y += tl.load(shift_ptr + n.to(tl.int64) * C + c, mask=c < C, other=0.0).to(ACC)[:, None]
     if HAS_RESIDUAL:
@@ -196,12 +211,12 @@ def gate_bwd_channel_kernel(
 @triton.jit
 def gate_bwd_column_kernel(
     g_ptr, x_ptr, logits_ptr, spatial_ptr, residual_ptr, da_ptr, dx_ptr, dspatial_ptr, part_ptr, counter_ptr, dlogits_ptr,
-    C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr, GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, STORE_DX: tl.constexpr,
+    C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr, GATE: tl.constexpr, SPATIAL: tl.constexpr, COMBINE: tl.constexpr, JOINT: tl.constexpr,
+    HAS_CHANNEL: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, STORE_DX: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dspatial_np = h'(spatial_np) sum over c of da_ncp x_ncp f(logits_nc); with HAS_CHANNEL
-    dlogits_nc = f'(logits_nc) sum over p of da_ncp x_ncp h(spatial_np).
+    dlogits_nc = f'(logits_nc) sum over p of da_ncp x_ncp h(spatial_np); other combinations as in gate_shares.
 
     A program owns BLOCK_P positions of one image and all their channels; it leaves its share of dlogits in part [N, blocks of positions, C], which
     the last program of an image adds in order.
@@ -219,13 +234,14 @@ def gate_bwd_column_kernel(
         offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
         x = load_tile(x_ptr + image, offsets, mask, ACC)
         s, q = load_gates(logits_ptr, spatial_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, True, ACC)
-        factor = s[:, None] * q[None, :]
+        factor, _, _ = combine_gates(x, s[:, None], q[None, :], COMBINE, JOINT)
         da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
         if STORE_DX:
             tl.store(dx_ptr + image + offsets, (da * factor).to(dx_ptr.dtype.element_ty), mask=mask)
-        total += tl.where(mask, da * x * s[:, None], 0.0)
+        to_s, to_q = gate_shares(da * x, s[:, None], q[None, :], COMBINE, JOINT)
+        total += tl.where(mask, to_q, 0.0)
         if HAS_CHANNEL:
-            found = tl.sum(tl.where(mask, da * x * q[None, :], 0.0), 1)
+            found = tl.sum(tl.where(mask, to_s, 0.0), 1)
             tl.store(part_ptr + tl.program_id(0).to(tl.int64) * C + c, found, mask=c < C)
     t = tl.load(spatial_ptr + n.to(tl.int64) * HW + p, mask=p < HW, other=0.0).to(ACC)
     found = chain(tl.sum(total, 0), gate_grad(t, SPATIAL), SPATIAL)
@@ -237,18 +253,19 @@ def gate_bwd_column_kernel(
 
 @triton.jit
 def gate_bwd_input_kernel(
-    g_ptr, x_ptr, logits_ptr, spatial_ptr, residual_ptr, stats_ptr, dstats_ptr, saux_ptr, z_ptr, dz_ptr, aux_ptr, w_ptr, dpixel_ptr, dx_ptr,
-    C_V, HW_V, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
-    GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr, COMBINE: tl.constexpr,
+    g_ptr, x_ptr, logits_ptr, spatial_ptr, residual_ptr, stats_ptr, dstats_ptr, saux_ptr, z_ptr, dz_ptr, aux_ptr, w_ptr, dpixel_ptr, through_ptr,
+    dx_ptr, C_V, HW_V, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
+    GATE: tl.constexpr, SPATIAL: tl.constexpr, COMBINE: tl.constexpr, JOINT: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr,
     HAS_G: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, NEED_X: tl.constexpr, HAS_STATS: tl.constexpr,
     SPATIAL_EVEN: tl.constexpr, AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr,
-    EVEN: tl.constexpr, HAS_PIXEL: tl.constexpr,
+    EVEN: tl.constexpr, HAS_PIXEL: tl.constexpr, HAS_THROUGH: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx_ncp = da_ncp (gates)_ncp                              HAS_G: what comes through the gate
              + f(logits_nc) du_ncp                              HAS_STATS: through the spatial statistics of x f(logits)
              + sum over k of dz_nkc dpool_k/dx_ncp              *_AT >= 0: through the channel statistics
              + w_c dpixel_np                                    HAS_PIXEL: through the 1x1 convolution to one channel
+             + through_ncp                                      HAS_THROUGH: through somebody else's layers on the map
 
     Written once. A program owns one tile of one image; x is read only with NEED_X.
     """
@@ -269,7 +286,7 @@ def gate_bwd_input_kernel(
     s, q = load_gates(logits_ptr, spatial_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, HAS_SPATIAL, ACC)
     dx = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     if HAS_G:
-        factor, slope, _ = combine_gates(x, s[:, None], q[None, :], COMBINE)
+        factor, slope, _ = combine_gates(x, s[:, None], q[None, :], COMBINE, JOINT)
         da = output_cotangent(g_ptr, residual_ptr, g_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, False, ACC)
         dx += da * slope
     if HAS_STATS:
@@ -302,6 +319,8 @@ def gate_bwd_input_kernel(
     if HAS_PIXEL:
         w = tl.load(w_ptr + c, mask=c < C, other=0.0).to(ACC)
         dx += w[:, None] * tl.load(dpixel_ptr + n.to(tl.int64) * HW + p, mask=p < HW, other=0.0)[None, :]
+    if HAS_THROUGH:
+        dx += load_tile(through_ptr + image, offsets, mask, ACC)
     tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 

@@ -18,6 +18,7 @@ OPS = (
     *("gc", "gc_scale", "gsop"),
     *("sk", "splat"),
     *("coord", "triplet", "strip", "triplet+residual+relu"),
+    *("bam", "bam+residual+relu"),
 )
 
 

@@ -42,6 +42,7 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "triplet": lambda **like: blocks.TripletAttention(C, 3, **like),
     "ge": lambda **like: blocks.GatherExcite(C, extent=2, rd_channels=3, **like),
     "ge-params": lambda **like: blocks.GatherExcite(C, None, True, 2, use_mlp=False, residual=True, activation="relu", **like),
+    "bam": lambda **like: blocks.BAM(C, rd_channels=3, dilation=2, residual=True, activation="relu", **like),
     "attention": lambda **like: blocks.Attention(nn.Conv2d(C, C, 1, **like), gate="sigmoid"),
 }
 every_block = pytest.mark.parametrize("name", BLOCKS)
@@ -145,7 +146,7 @@ def test_autocast(name):
         x = feature_map(dtype=dtype)
         got = gradients(block, call, x)
         assert got["y"].dtype == dtype and got["x"].dtype == dtype
-        if name in ("attention", "gc", "gsop", "ge-params"):
+        if name in ("attention", "gc", "gsop", "ge-params", "bam"):
             continue  # its layers are torch's, and autocast's business
         for key, wanted in expected(block, x).items():
             # the reference rounds each of a map's gradients to bfloat16 before it adds them
@@ -203,7 +204,7 @@ def test_gradients_of_gradients(name):
         (sum(g.square().sum() for g in first) + y.square().sum()).backward()
         return [*(g.detach() for g in first), x.grad, *(p.grad for p in block.parameters())]
 
-    block, x = build(name), feature_map(1, C, 2, 3)
+    block, x = build(name), feature_map(2, C, 2, 3)
     other = copy.deepcopy(block)
     got = penalty(block, x)
     with tritattn.backend("reference"):
@@ -356,7 +357,8 @@ def test_flop_counter():
 def test_fake_tensors(name, device, monkeypatch):
     """Shapes and strides without data; of a GPU's tensors on any machine, through the registered ops and without asking a driver."""
     asked: set[str] = set()
-    monkeypatch.setattr(nn.modules.conv._ConvNd, "reset_parameters", lambda layer: None)  # random numbers need the device
+    for kind in (nn.modules.conv._ConvNd, nn.Linear):
+        monkeypatch.setattr(kind, "reset_parameters", lambda layer: None)  # random numbers need the device
     for family in _library._families.values():
         monkeypatch.setattr(family, "fake", lambda *a, family=family, fake=family.fake: asked.add(family.name) or fake(*a))
     differentiated = device == "cpu" or torch.cuda.is_available()  # a node of autograd asks a GPU's tensors for their stream

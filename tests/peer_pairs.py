@@ -1,7 +1,7 @@
 """Running the blocks of `pairs`: built with random weights, a step of training, a comparison."""
 
 import torch
-from pairs import BLOCKS, PAIRS, PROMOTES, RANKS, RETURN_GATE
+from pairs import BLOCKS, PAIRS, PROMOTES, RANKS, RETURN_GATE, SQUARE
 
 __all__ = ["BLOCKS", "PAIRS", "PROMOTES", "RANKS", "RETURN_GATE", "assert_same", "build", "channels", "sample", "step"]
 
@@ -25,7 +25,7 @@ def channels(block):
 
 
 def sample(block, name=None, ties=False):
-    size = {3: (11,), 4: (6, 8), 5: (3, 4, 2)}[RANKS.get(name, 4)]
+    size = (7, 7) if name in SQUARE else {3: (11,), 4: (6, 8), 5: (3, 4, 2)}[RANKS.get(name, 4)]
     x = torch.randn(2, channels(block), *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return (2 * x).round().relu() / 2 if ties else x
 

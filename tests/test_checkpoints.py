@@ -7,7 +7,7 @@ import peer_blocks.blog
 import peer_blocks.external
 import pytest
 import torch
-from peer_pairs import PAIRS, channels
+from peer_pairs import PAIRS, sample
 from torch import nn
 
 from tritattn import nn as tn
@@ -18,11 +18,12 @@ def half_of_basic_block(block):
 
 
 def redraw(module):
+    """New values everywhere, at which no gate saturates."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for t in module.state_dict().values():
             if t.is_floating_point():
-                t.copy_(0.5 + torch.rand(t.shape, generator=generator))
+                t.copy_((0.5 + torch.rand(t.shape, generator=generator)) / max(1, t[:1].numel()))
     return module
 
 
@@ -42,7 +43,7 @@ def test_loads_and_computes_the_same(name, assign):
     given = dict(state)
     ours.load_state_dict(given, strict=True, assign=assign)
     assert given.keys() == state.keys() and all(torch.equal(given[key], state[key]) for key in state)  # not ours to change
-    x = torch.randn(2, channels(theirs), 6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = sample(theirs, name)
     for training in (True, False):
         for found, expected in zip(step(ours.train(training), x), step(theirs.train(training), x), strict=True):
             torch.testing.assert_close(found.double(), expected.double(), rtol=1e-10, atol=1e-10)

@@ -152,6 +152,10 @@ def triplet(m, x, order=("max", "mean"), even=False):
     return sum(gated) / len(gated)
 
 
+def branches(m, x):
+    return over(m.channel.mlp(mean(x)), x), m.spatial.convs(x)
+
+
 # name -> (module, its definition, ranks of x)
 BLOCKS = {
     "se": (lambda: tn.SqueezeExcite(C), lambda m, x: x * over(torch.sigmoid(mlp(m, mean(x))), x), (3, 4, 5)),
@@ -263,6 +267,14 @@ BLOCKS = {
         lambda m, x: x * torch.sigmoid((x * m.gather.conv1.weight[:, 0]).sum((2, 3), keepdim=True)),
         (4,),
     ),
+    "bam": (lambda: tn.BAM(C, 1 / 4, dilation=2), lambda m, x: x * (1 + torch.sigmoid(branches(m, x)[0] * branches(m, x)[1])), (4,)),
+    "bam-paper": (
+        lambda: tn.BAM(C, 1 / 2, num_layers=2, dilated_convs=1, dilation=1, norm="last", combine="sum", gate="hard_sigmoid", activation="silu"),
+        lambda m, x: F.silu(x * (1 + F.hardsigmoid(sum(branches(m, x))))),
+        (4,),
+    ),
+    "bam-channel": (lambda: tn.BAMChannelGate(C, 1 / 4), lambda m, x: over(m.mlp(mean(x)), x).expand_as(x), (4,)),
+    "bam-spatial": (lambda: tn.BAMSpatialGate(C, 1 / 4), lambda m, x: m.convs(x).expand_as(x), (4,)),
     "attention": (
         lambda: tn.Attention(nn.Sequential(nn.Conv2d(C, 1, 1), nn.Sigmoid())),
         lambda m, x: x * torch.sigmoid(F.conv2d(x, m.layer[0].weight, m.layer[0].bias)),
@@ -497,6 +509,11 @@ def test_parameters(kind):
         (lambda: tn.SpatialAttention(8, 4), "kernel_size"),
         (lambda: tn.SpatialAttention(8, order="mean"), "order"),
         (lambda: tn.CBAM(8, spatial_gate="tanh"), "spatial_gate"),
+        (lambda: tn.BAM(8, combine="max"), "combine"),
+        (lambda: tn.BAM(8, norm="none"), "norm"),
+        (lambda: tn.BAM(8, num_layers=0), "num_layers"),
+        (lambda: tn.BAM(8, dilation=0), "dilation"),
+        (lambda: tn.BAMSpatialGate(8)(torch.zeros(1, 8, 2, 2), torch.zeros(1, 8, 2, 2)), "residual"),
         (lambda: tn.ShuffleAttention(8, 3), "groups"),
         (lambda: tn.ShuffleAttention(7), "groups"),
         (lambda: tn.SimAM(e_lambda=0), "e_lambda"),

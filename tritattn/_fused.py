@@ -36,6 +36,7 @@ class Plan:
     residual: bool
     inputs: int  # maps that it is called with
     dims: int  # of each
+    square: bool  # whether they are to be
     inner: tuple[Inner, ...]
     before: Callable[..., tuple[Any, Tensor | None]] | None
 
@@ -44,7 +45,7 @@ class Plan:
         if len(maps) != self.inputs:
             return False
         for x in maps:
-            if not isinstance(x, Tensor) or x.dim() != self.dims:
+            if not isinstance(x, Tensor) or x.dim() != self.dims or (self.square and x.shape[-2] != x.shape[-1]):
                 return False
         for inner in self.inner:
             module: Any = block
@@ -85,7 +86,7 @@ def make_plan(match: Match, block: nn.Module) -> Plan:
     for ours, theirs in peer.layers.items():
         _check_shapes(theirs, sublayer(block, theirs), sublayer(model, ours))
     paths = tuple(peer.layers.get(name) for name in model.layers)
-    return Plan(module_type, paths, model.settings(), model.residual, peer.inputs, match.input_dims, tuple(inner), peer.before)
+    return Plan(module_type, paths, model.settings(), model.residual, peer.inputs, match.input_dims, peer.square, tuple(inner), peer.before)
 
 
 def _check_shapes(path: str, theirs: Any, ours: Any) -> None:

@@ -46,7 +46,8 @@ def match(peer: Peer, block: nn.Module, sizes: Callable[[Mapping[str, Any]], dic
         _check_inner(peer, path, module)
     layers = {ours: modules[theirs] for ours, theirs in peer.layers.items()}
     options = {**sizes(layers), **_activations(peer, modules), **peer.options, **chosen}
-    channels = getattr(block, "in_channels", modules[peer.called[0]].in_channels) if peer.called else options.get("channels", 16)
+    first = modules[peer.called[0]] if peer.called else None
+    channels = getattr(block, "in_channels", getattr(first, "in_channels", options.get("channels", 16)))
     pools = [name for m in modules.values() if (name := type(m).__name__).startswith("AdaptiveAvgPool")]
     return Match(peer, options, channels, 2 + int(pools[0][-2]) if pools else 4)
 

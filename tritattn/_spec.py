@@ -25,6 +25,7 @@ class Spec(NamedTuple):
     activation: str = "none"
     eps: str = ""  # of a BatchNorm folded into the spatial convolution
     out: str = ""  # dtype of the spatial logits, where not the accumulator's
+    joint: str = ""  # f of a factor 1 + f(channel and spatial logits combined), whose own gates are none
 
 
 _READ: dict[type, Callable[[str], Any]] = {str: str, int: int, bool: lambda text: text == "True"}

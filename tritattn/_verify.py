@@ -84,7 +84,7 @@ def _trace(block: nn.Module, maps: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _inputs(match: Match, ties: bool) -> list[Tensor]:
-    size = {3: (11,), 4: (8, 6), 5: (4, 3, 5)}[match.input_dims]
+    size = (7, 7) if match.peer.square else {3: (11,), 4: (8, 6), 5: (4, 3, 5)}[match.input_dims]
     generator = torch.Generator().manual_seed(2)
     shape = (match.peer.inputs, 2, match.input_channels, *size)
     maps = torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -157,6 +157,11 @@ def finish(gated: Tensor, x: Tensor, residual: Tensor | None, activation: str) -
     return (gated.relu_() if activation == "relu" else ACTIVATIONS[activation](gated)).to(x.dtype)
 
 
+def joint_factor(s: Tensor, q: Tensor, combine: str, gate: str) -> Tensor:
+    """BAM's gate of channel and spatial logits together: 1 + f(s q) or 1 + f(s + q)."""
+    return 1 + GATES[gate](s + q if combine == "sum" else s * q)
+
+
 def apply_factor(x: Tensor, factor: Tensor, residual: Tensor | None, activation: str) -> Tensor:
     """activation(x * factor + residual), rounded to x's dtype; factor broadcastable to x and in the accumulator's dtype."""
     wide = x.to(factor.dtype)

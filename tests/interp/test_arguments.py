@@ -39,6 +39,7 @@ CALLS = {
     "coord": lambda x=X, **more: ops.coord(x, *COORD, **more),
     "strip": lambda x=X, **more: ops.strip(x, ROWS, None, COLUMNS, None, **more),
     "triplet": lambda x=X, **more: ops.triplet(x, *(KERNEL,) * 3, **more),
+    "bam": lambda x=X, **more: ops.bam(x, torch.relu, lambda x: x[:, :1], **more),
     "gate": lambda x=X, **more: ops.gate(x, torch.zeros(1), **more),
     "channel_statistics": lambda x=X, **more: ops.channel_statistics(x, **more),
     "spatial_statistics": lambda x=X, **more: ops.spatial_statistics(x, **more),
@@ -81,7 +82,10 @@ def test_map(name, bad, launches):
     assert not launches
 
 
-@pytest.mark.parametrize("name", ["sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc", "gsop", "coord", "strip", "triplet", "ge"])
+FOUR = ("sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc", "gsop", "coord", "strip", "triplet", "ge", "bam")
+
+
+@pytest.mark.parametrize("name", FOUR)
 def test_map_of_another_rank(name, launches):
     for shape in ((2, 4, 3), (2, 4, 3, 5, 2)):
         refused(ValueError, "x", lambda shape=shape: CALLS[name](torch.zeros(shape)))
@@ -108,6 +112,7 @@ OPTIONS = {
     "eca": {"padding": "reflect"},
     "cse": {"hidden": "tanh"},
     "scse": {"combine": "mean", "hidden": "tanh"},
+    "bam": {"combine": "max"},
     "channel_attention": {"pools": ("avg", "median"), "hidden": "tanh", "max_grad": "last"},
     "spatial_attention": {"order": "mean", "max_grad": "last"},
     "cbam": {"order": "mean", "max_grad": "last", "spatial_gate": "softmax", "hidden": "tanh", "pools": ()},
@@ -206,6 +211,8 @@ PARAMETERS = {
     "reduce": [lambda: ops.gsop(X, None, torch.relu), lambda: ops.gsop(X, (torch.relu, None), torch.relu)],
     "excite": [lambda: ops.gsop(X, torch.relu, W1)],
     "scale": [lambda: ops.gc(X, PIXEL, scale=PIXEL)],
+    "channel": [lambda: ops.bam(X, B2, torch.relu)],
+    "spatial": [lambda: ops.bam(X, torch.relu, None)],
     "weight": [
         lambda: ops.spatial_attention(X, torch.zeros(1, 2, 4, 4)),
         lambda: ops.spatial_attention(X, torch.zeros(1, 2, 3, 5)),

@@ -53,7 +53,7 @@ def test_compiled_graphs_hold_the_op_and_little_else(name):
     da = getattr(block, "residual", False) and block.activation != "none"
     # a block that adds its own input gets two gradients of it, which are added by whoever owns the input
     own += 2 if name == "attention" else 1 if getattr(block, "residual", False) else 0
-    own += name == "ge-params"  # its convolution's
+    own += name in ("ge-params", "bam")  # its convolutions'
     assert len(maps_written(backward, x.shape)) == 1 + da + own, maps_written(backward, x.shape)
 
 

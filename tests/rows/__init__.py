@@ -3,11 +3,11 @@
 A new block joins every test that walks this table by adding its rows.
 """
 
-from . import axis, channel, context, covariance, gate, local, pixel, plane, select, spatial
+from . import axis, channel, context, covariance, gate, joint, local, pixel, plane, select, spatial
 from .op import Op, Params, Shape
 
 __all__ = ["BY_NAME", "MAIN", "OPS", "Op", "Params", "Shape"]
 
-OPS = [*channel.OPS, *pixel.OPS, *spatial.OPS, *context.OPS, *covariance.OPS, *select.OPS, *gate.OPS, *plane.OPS, *axis.OPS, *local.OPS]
+OPS = [*channel.OPS, *pixel.OPS, *spatial.OPS, *context.OPS, *covariance.OPS, *select.OPS, *gate.OPS, *plane.OPS, *axis.OPS, *local.OPS, *joint.OPS]
 MAIN = [op for op in OPS if op.main]
 BY_NAME = {op.name: op for op in OPS}

@@ -3,6 +3,7 @@
 from ._attach import attach
 from ._registry import available, create, register
 from .attention import Attention
+from .bam import BAM, BAMChannelGate, BAMSpatialGate
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .coordinate import CoordinateAttention, StripAttention
 from .eca import ECA
@@ -18,9 +19,12 @@ from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 from .triplet import TripletAttention
 
 __all__ = [
+    "BAM",
     "CBAM",
     "ECA",
     "Attention",
+    "BAMChannelGate",
+    "BAMSpatialGate",
     "ChannelAttention",
     "ChannelSE",
     "ConcurrentSE",

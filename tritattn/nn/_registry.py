@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ._base import reduced
+from .bam import BAM
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
 from .gather_excite import GatherExcite
@@ -31,6 +32,7 @@ def _timm_ecam(channels: int, rd_ratio: float = 1 / 8, rd_channels: int | None =
 
 # The names of tritattn.ops, with the defaults of each block's authors; below them timm's names that are not among these, with timm's defaults.
 _FACTORIES: dict[str, Factory] = {
+    "bam": BAM,
     "cbam": CBAM,
     "channel_attention": ChannelAttention,
     "cse": ChannelSE,

@@ -1,7 +1,7 @@
 """Functional forms of the attention blocks, and the primitives that they are made of.
 
-Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, ge, gsop, shuffle, simam, sk, splat, coord, strip, triplet.
-Primitives: channel_statistics, spatial_statistics, covariance, gate.
+Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, ge, gsop, shuffle, simam, sk, splat, coord, strip, triplet,
+bam. Primitives: channel_statistics, spatial_statistics, covariance, gate.
 """
 
 import torch.fx
@@ -11,6 +11,7 @@ from .channel import channel_attention, channel_statistics, cse, eca, ese, se
 from .context import gc
 from .covariance import covariance, gsop
 from .gate import gate
+from .joint import bam
 from .local import ge
 from .pixel import scse, sse
 from .plane import shuffle, simam
@@ -18,6 +19,7 @@ from .select import sk, splat
 from .spatial import cbam, spatial_attention, spatial_statistics
 
 __all__ = [
+    "bam",
     "cbam",
     "channel_attention",
     "channel_statistics",

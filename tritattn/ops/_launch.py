@@ -147,15 +147,20 @@ def pool_rows(pools: str) -> dict[str, int]:
 NO_POOLS = dict(AVG_AT=-1, MAX_AT=-1, MIX_AT=-1, LP_AT=-1, LSE_AT=-1)
 
 
+def gates(spec: Spec) -> dict[str, str]:
+    """The functions of the gates and how they combine, as the kernels' arguments."""
+    return dict(GATE=spec.gate, SPATIAL=spec.spatial_gate, COMBINE=spec.combine, JOINT=spec.joint)
+
+
 def gate_forward(
     m: Map, logits: Tensor | None, spatial: Tensor | None, residual: Tensor | None, spec: Spec, shift: Tensor | None = None
 ) -> Tensor:
-    """y = a(x f(logits) h(spatial) + shift + residual)."""
+    """y = a(x gates + shift + residual), gates of the logits and the spatial logits."""
     y = m.empty()
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
     kernels().gate_fwd_kernel[(programs,)](
-        m.x, logits, spatial, shift, m.same(residual), y, **m.args, GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=logits is not None,
+        m.x, logits, spatial, shift, m.same(residual), y, **m.args, **gates(spec), HAS_CHANNEL=logits is not None,
         HAS_SPATIAL=spatial is not None, HAS_SHIFT=shift is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
         BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
     )  # fmt: skip
@@ -228,19 +233,19 @@ def gate_backward_column(
         x_ptr=m.x, logits_ptr=logits, spatial_ptr=spatial, da_ptr=cotangent.da, dx_ptr=dx, dspatial_ptr=dspatial,
         part_ptr=m.small(m.n, blocks_p, m.c) if logits is not None else None,
         counter_ptr=counters(m.x, m.n) if logits is not None else None, dlogits_ptr=dlogits, **m.args, **cotangent.args(),
-        GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=logits is not None, STORE_DA=cotangent.da is not None, STORE_DX=dx is not None,
+        **gates(spec), HAS_CHANNEL=logits is not None, STORE_DA=cotangent.da is not None, STORE_DX=dx is not None,
         BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
     )  # fmt: skip
     return dspatial, dlogits
 
 
 def gate_backward_input(
-    m: Map, spec: Spec, *, cotangent: Cotangent | None = None, logits: Tensor | None = None, spatial: Tensor | None = None, combine: str = "product",
+    m: Map, spec: Spec, *, cotangent: Cotangent | None = None, logits: Tensor | None = None, spatial: Tensor | None = None,
     statistics: tuple[Tensor, Tensor, Tensor] | None = None, pooled: tuple[Tensor, Tensor, Tensor | None] | None = None,
-    pixel: tuple[Tensor, Tensor] | None = None,
+    pixel: tuple[Tensor, Tensor] | None = None, through: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """dx, written once, from the gate (cotangent), the spatial statistics (stats, dstats, aux), the channel statistics (z, dz, aux) and a 1x1
-    convolution to one channel (w, dq)."""
+    """dx, written once, from the gate (cotangent), the spatial statistics (stats, dstats, aux), the channel statistics (z, dz, aux), a 1x1
+    convolution to one channel (w, dq) and what comes through other layers."""
     dx = m.empty()
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
@@ -252,12 +257,13 @@ def gate_backward_input(
     rows = pool_rows(spec.pools) if pooled else NO_POOLS
     maximum = rows["MAX_AT"] >= 0 or rows["MIX_AT"] >= 0
     shared = even and (statistics is not None or maximum)
-    need_x = args["ACTIVATION"] != "none" or combine == "max" or shared or rows["LP_AT"] >= 0 or rows["LSE_AT"] >= 0
+    need_x = args["ACTIVATION"] != "none" or spec.combine == "max" or shared or rows["LP_AT"] >= 0 or rows["LSE_AT"] >= 0
     kernels().gate_bwd_input_kernel[(programs,)](
         x_ptr=m.x, logits_ptr=logits, spatial_ptr=spatial, stats_ptr=stats, dstats_ptr=dstats, saux_ptr=saux, z_ptr=z, dz_ptr=dz, aux_ptr=aux,
-        w_ptr=w, dpixel_ptr=dq, dx_ptr=dx, **m.args, **args, **rows, K=dz.shape[1] if dz is not None else 1, ROWS=z.shape[1] if z is not None else 1,
-        GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=logits is not None, HAS_SPATIAL=spatial is not None, COMBINE=combine,
-        HAS_G=cotangent is not None, NEED_X=need_x, HAS_STATS=statistics is not None, SPATIAL_EVEN=even, EVEN=even, HAS_PIXEL=pixel is not None,
+        w_ptr=w, dpixel_ptr=dq, through_ptr=m.same(through), dx_ptr=dx, **m.args, **args, **rows,
+        K=dz.shape[1] if dz is not None else 1, ROWS=z.shape[1] if z is not None else 1, **gates(spec), HAS_CHANNEL=logits is not None,
+        HAS_SPATIAL=spatial is not None, HAS_THROUGH=through is not None, HAS_G=cotangent is not None,
+        NEED_X=need_x, HAS_STATS=statistics is not None, SPATIAL_EVEN=even, EVEN=even, HAS_PIXEL=pixel is not None,
         BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
     )  # fmt: skip
     return m.output(dx)

@@ -13,6 +13,7 @@ from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
 from . import _checks, _excite
 from ._launch import Cotangent, Map, gate_backward_channel, gate_backward_input, gate_forward
+from .gate import gate_family
 
 # -- the gated map ---------------------------------------------------------------------------------------------------------------------------
 
@@ -119,22 +120,27 @@ channel_squeeze = Family(
 
 def _relay_fake(x, spec: Spec) -> tuple[Tensor, ...]:
     _, z, _, aux = _excite.fake(x, None, spec)
-    result = z[:, : spec.pools.count("+") + 1].clone(memory_format=torch.contiguous_format)
-    return result, RelaySqueeze.slot(x), RelaySqueeze.slot(z[:, 0]), z, aux
+    result = z.new_empty((z.shape[0], spec.pools.count("+") + 1, z.shape[2]))
+    return result, *_relay_slots(x, z), z, aux
+
+
+def _relay_slots(x: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    return RelaySqueeze.slot(x), RelaySqueeze.slot(z.select(1, 0)), RelaySqueeze.slot(x.narrow(1, 0, 1), z.dtype), RelaySqueeze.slot(x)
 
 
 def _relay_launch(x, spec: Spec) -> tuple[Tensor, ...]:
     excited = _excite.forward(Map(x), None, None, None, None, spec)
-    return _squeeze_result(excited, spec).clone(), RelaySqueeze.slot(x), RelaySqueeze.slot(excited.z[:, 0]), excited.z, excited.aux
+    return _squeeze_result(excited, spec).clone(), *_relay_slots(x, excited.z), excited.z, excited.aux
 
 
 def _relay_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
-    dz, da, logits = grads
+    dz, da, logits, spatial, through = grads
     z, aux = saved
     m = Map(inputs[0])
     pooled = None if dz is None else (z, dz.contiguous(), aux)
     cotangent = None if da is None else Cotangent(m, da, None, Spec())
-    return [gate_backward_input(m, spec, cotangent=cotangent, logits=None if da is None else logits.contiguous(), pooled=pooled)]
+    logits, spatial = (None if t is None else t.contiguous() for t in (logits, spatial))
+    return [gate_backward_input(m, spec, cotangent=cotangent, logits=logits, spatial=spatial, pooled=pooled, through=through)]
 
 
 def _relay_gate_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
@@ -155,15 +161,15 @@ def _relay_gate_reference(x, logits, residual, map_slot, logits_slot, spec: Spec
 channel_relay = RelaySqueeze(
     "channel_relay",
     inputs=("x",),
-    outputs=("result", "map_slot", "logits_slot", "z", "aux"),
-    differentiable=3,
+    outputs=("result", "map_slot", "logits_slot", "spatial_slot", "through_slot", "z", "aux"),
+    differentiable=5,
     saved=("z", "aux"),
     batched=("x",),
     fake=_relay_fake,
     launch=_relay_launch,
     backward=_relay_backward,
     reference=lambda x, spec: (_excite.plain(x, None, None, None, None, spec),),
-    share=lambda da, inputs, logits, spec: _relay_gate_reference(da, logits, None, None, None, spec._replace(activation="none")),
+    share=lambda da, inputs, logits, spatial, spec: gate_family.reference(da, logits, spatial, None, None, spec._replace(activation="none")),
 )
 channel_relay_gate = RelayGate(
     "channel_relay_gate",
@@ -185,7 +191,7 @@ def attend(x: Tensor, excite: Callable[[Tensor], Tensor], residual: Tensor | Non
     logits = excite(z)
     if not slots:  # the squeeze took the reference
         return _relay_gate_reference(x, logits, residual, None, None, spec)[0]
-    return channel_relay_gate(x, logits, residual, *slots, spec=spec)
+    return channel_relay_gate(x, logits, residual, *slots[:2], spec=spec)
 
 
 # -- public functions ------------------------------------------------------------------------------------------------------------------------

@@ -93,6 +93,9 @@ def _reference(x, logits, spatial, weights, residual, spec: Spec) -> tuple[Tenso
     if weights is not None:
         return (reference.gate(x, weights, gate=spec.gate, residual=residual, activation=spec.activation),)
     acc = reference.accumulator(x.dtype)
+    if spec.joint:
+        factor = reference.joint_factor(reference.broadcast_channels(logits.to(acc), x), spatial.to(acc), spec.combine, spec.joint)
+        return (reference.apply_factor(x, factor, residual, spec.activation),)
     factors = []
     if logits is not None:
         factors.append(reference.GATES[spec.gate](reference.broadcast_channels(logits.to(acc), x)))

@@ -163,7 +163,7 @@ def _scse_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> S
             if needs[0]:
                 assert dz is not None
                 found[0] = gate_backward_input(
-                    m, spec, cotangent=cotangent, logits=excited.logits, spatial=q, combine=spec.combine, pooled=(excited.z, dz, excited.aux),
+                    m, spec, cotangent=cotangent, logits=excited.logits, spatial=q, pooled=(excited.z, dz, excited.aux),
                     pixel=(matrix(w), dq),
                 )  # fmt: skip
     if needs[7]:

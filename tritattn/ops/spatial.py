@@ -18,7 +18,7 @@ from .._library import Family
 from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
 from . import _checks, _excite
-from ._launch import Cotangent, Map, gate_backward_channel, gate_backward_column, gate_backward_input, gate_forward, kernels
+from ._launch import Cotangent, Map, gate_backward_channel, gate_backward_column, gate_backward_input, gate_forward, kernels, matrix
 from .channel import MAX_GRADS, _refuse_epilogue, mlp_kind, pool_names
 from .gate import gate_family
 
@@ -191,7 +191,7 @@ def _share(da: Tensor, inputs: Sequence[Any], spatial: Tensor | None, spec: Spec
     """The gate's share of dx: da f(logits) h(spatial)."""
     x, w1, b1, w2, b2, *_ = inputs
     logits = _excite.plain(x, w1, b1, w2, b2, spec) if spec.kind != "none" else None
-    return _gate_reference(da, logits, spatial, None, None, None, spec._replace(activation="none"))
+    return gate_family.reference(da, logits, spatial, None, None, spec._replace(activation="none"))
 
 
 spatial_squeeze = RelaySqueeze(
@@ -237,8 +237,8 @@ spatial_convolution = Family(
 # -- the gate --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _gate_launch(x, channel, spatial, residual, map_slot, spatial_slot, spec: Spec) -> tuple[Tensor, ...]:
-    return (gate_forward(Map(x), channel, spatial.contiguous(), residual, spec),)
+def _gate_launch(x, channel, spatial, residual, map_slot, spatial_slot, channel_slot, spec: Spec) -> tuple[Tensor, ...]:
+    return (gate_forward(Map(x), matrix(channel), spatial.contiguous(), residual, spec),)
 
 
 def _gate_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
@@ -249,23 +249,24 @@ def _gate_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> S
     cotangent = Cotangent(m, g, residual, spec)
     if needs[0]:
         cotangent.da = m.empty()
-    dspatial, dchannel = gate_backward_column(m, channel, spatial.contiguous(), spec, cotangent)
+    dtype = None if channel is None else channel.dtype
+    dspatial, dchannel = gate_backward_column(m, matrix(channel), spatial.contiguous(), spec, cotangent, dtype=dtype)
     da = cotangent.da
-    return None if da is None else m.output(da), dchannel, dspatial, None, None, None
+    return None if da is None else m.output(da), dchannel, dspatial, None, None, None, None
 
 
-def _gate_reference(x, channel, spatial, residual, map_slot, spatial_slot, spec: Spec) -> tuple[Tensor, ...]:
+def _gate_reference(x, channel, spatial, residual, map_slot, spatial_slot, channel_slot, spec: Spec) -> tuple[Tensor, ...]:
     return gate_family.reference(x, channel, spatial, None, residual, spec)
 
 
 spatial_gate = RelayGate(
     "spatial_gate",
-    inputs=("x", "channel?", "spatial", "residual?", "map_slot?", "spatial_slot?"),
+    inputs=("x", "channel?", "spatial", "residual?", "map_slot?", "spatial_slot?", "channel_slot?"),
     outputs=("y",),
     differentiable=1,
     saved=(),
-    batched=("x", "channel", "spatial", "residual", "map_slot", "spatial_slot"),
-    fake=lambda x, channel, spatial, residual, map_slot, spatial_slot, spec: (torch.empty_like(x),),
+    batched=("x", "channel", "spatial", "residual", "map_slot", "spatial_slot", "channel_slot"),
+    fake=lambda x, channel, spatial, residual, map_slot, spatial_slot, channel_slot, spec: (torch.empty_like(x),),
     launch=_gate_launch,
     backward=_gate_backward,
     reference=_gate_reference,
@@ -316,7 +317,7 @@ def _attend(
     channel = logits if spec.kind != "none" else None
     if not slots:  # the squeeze took the reference
         return gate_family(x, channel, spatial, None, residual, spec=spec)
-    return spatial_gate(x, channel, spatial, residual, *slots, spec=spec)
+    return spatial_gate(x, channel, spatial, residual, *slots, None, spec=spec)
 
 
 def spatial_attention(

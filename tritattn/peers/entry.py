@@ -60,6 +60,7 @@ class Peer:
     inputs: int = 1  # maps that the block takes
     before: Callable[..., tuple[Any, Tensor | None]] | None = None  # (block, *maps) -> (what the module takes, residual)
     called: tuple[str, ...] = ()  # paths of the modules that are called, by `before` or as layers, and may hold anything
+    square: bool = False  # whether it takes only square maps right; it keeps its own forward for others
     common_name: bool = False  # the class name says little: a block without these layers is somebody else's
 
     def __str__(self) -> str:
