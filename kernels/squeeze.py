@@ -35,17 +35,19 @@ def store_statistics(
 
 @triton.jit
 def channel_squeeze_fwd_kernel(
-    x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
+    x_ptr, other_ptr, sum_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
     C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_OTHER: tl.constexpr,
     AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
     KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """z_nkc = pool_k over p of x_ncp; with KIND also logits_nc = excite(z_n).
+    """z_nkc = pool_k over p of x_ncp; with KIND also logits_nc = excite(z_n). With HAS_OTHER of x_ncp + other_ncp, which is stored in sum.
 
-    x [N, C, HW] or [N, HW, C]; z [N, ROWS, C]; aux [N, C]: first position of the maximum, or with EVEN how many attain it. A program owns BLOCK_C
-    channels and one of SPLITS ranges of positions of one image; the last program of an image adds the splits in order and runs the excite.
+    x, other and sum [N, C, HW] or [N, HW, C]; z [N, ROWS, C]; aux [N, C]: first position of the maximum, or with EVEN how many attain it. A program
+    owns BLOCK_C channels and one of SPLITS ranges of positions of one image; the last program of an image adds the splits in order and runs the
+    excite.
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
@@ -58,7 +60,7 @@ def channel_squeeze_fwd_kernel(
     c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
     per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
     start = split * per_split
-    x_ptr += image_offset(n, C, HW)
+    image = image_offset(n, C, HW)
 
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     square = tl.zeros([BLOCK_C, BLOCK_P], ACC)
@@ -68,7 +70,11 @@ def channel_squeeze_fwd_kernel(
     for p0 in range(start, tl.minimum(start + per_split, HW), BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)
         mask = (c[:, None] < C) & (p[None, :] < HW)
-        x = load_tile(x_ptr, tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE), mask, ACC)
+        offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
+        x = load_tile(x_ptr + image, offsets, mask, ACC)
+        if HAS_OTHER:
+            x += load_tile(other_ptr + image, offsets, mask, ACC)
+            tl.store(sum_ptr + image + offsets, x.to(sum_ptr.dtype.element_ty), mask=mask)
         if WANT_SUM:
             total += x
         if LP_AT >= 0:

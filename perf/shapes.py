@@ -133,6 +133,8 @@ SETS = {
     "triplet_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("triplet", "strip", "coord")),
     # after the first three stages of a ResNet-50
     "bam_resnet50": ShapeSet((Site(1, 256, 56, 56, 16), Site(1, 512, 28, 28, 32), Site(1, 1024, 14, 14, 64)), (256, 1), ("bam",)),
+    # in place of the sums of a ResNet-50
+    "aff_resnet50": ShapeSet(_RESNET50, (256, 32), ("aff", "iaff", "mscam", "blend")),
     "square": ShapeSet(
         tuple(Site(1, c, s, s, c // 16) for c in (256, 64, 1024) for s in (56, 28, 14, 7)),
         (64,),

@@ -121,6 +121,9 @@ class Inputs:
         return self.g[y.shape]
 
 
+LOGITS = ("weights", "local", "pooled")  # not divided by what a layer adds up
+
+
 def make(
     op: Op, shape: Shape, *, dtype: torch.dtype = torch.float32, parameters: torch.dtype | None = None, layout: str = "contiguous",
     values: str = "random", residual: bool = False, seed: int = 0,
@@ -142,7 +145,7 @@ def make(
         if name.startswith("x"):
             return a_map(values, shape)
         value = normal(*size)
-        if len(size) > 1 and name != "weights":
+        if len(size) > 1 and name not in LOGITS:
             value /= math.sqrt(math.prod(size[1:]))
         if values == "offset" and name in op.scaled:
             value /= OFFSET
@@ -225,8 +228,8 @@ def check(op: Op, inputs: Inputs, activation: str = "none", wanted: Collection[s
         dtype = (accumulator if op.raw else inputs.x.dtype) if name == "y" else kinds[name]
         # all of an image, or of the batch, and the steps from the statistics to the gate
         terms = 16 + math.prod(rest) * (1 if _of_map(name) else n)
-        # a single number, or what is zero altogether, may be a sum that cancels: its error is that of the parameters' gradients
-        cancels = expected[name].numel() == 1 or not expected[name].any()
+        # a single number, a bias inside a module, or what is zero altogether may be a sum that cancels: its error is that of all parameters'
+        cancels = expected[name].numel() == 1 or not expected[name].any() or ("." in name and expected[name].dim() == 1)
         like = gradients if name in kinds and cancels and gradients else [expected[name]]
         assert_close(name, value, expected[name], cast[name].to(dtype), terms=terms, accumulator=summed, scale=largest(*like))
     return got

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from mirrored import Mirrored
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -43,6 +44,8 @@ BLOCKS: dict[str, Callable[..., nn.Module]] = {
     "ge": lambda **like: blocks.GatherExcite(C, extent=2, rd_channels=3, **like),
     "ge-params": lambda **like: blocks.GatherExcite(C, None, True, 2, use_mlp=False, residual=True, activation="relu", **like),
     "bam": lambda **like: blocks.BAM(C, rd_channels=3, dilation=2, residual=True, activation="relu", **like),
+    "mscam": lambda **like: blocks.MSCAM(C, residual=True, activation="relu", **like),
+    "iaff": lambda **like: Mirrored(blocks.IAFF(C, activation="silu", **like)),
     "attention": lambda **like: blocks.Attention(nn.Conv2d(C, C, 1, **like), gate="sigmoid"),
 }
 every_block = pytest.mark.parametrize("name", BLOCKS)
@@ -146,7 +149,7 @@ def test_autocast(name):
         x = feature_map(dtype=dtype)
         got = gradients(block, call, x)
         assert got["y"].dtype == dtype and got["x"].dtype == dtype
-        if name in ("attention", "gc", "gsop", "ge-params", "bam"):
+        if name in ("attention", "gc", "gsop", "ge-params", "bam", "mscam", "iaff"):
             continue  # its layers are torch's, and autocast's business
         for key, wanted in expected(block, x).items():
             # the reference rounds each of a map's gradients to bfloat16 before it adds them

@@ -1,9 +1,9 @@
 """Running the blocks of `pairs`: built with random weights, a step of training, a comparison."""
 
 import torch
-from pairs import BLOCKS, PAIRS, PROMOTES, RANKS, RETURN_GATE, SQUARE
+from pairs import BLOCKS, PAIRS, PROMOTES, RANKS, RETURN_GATE, SQUARE, TWO_MAPS
 
-__all__ = ["BLOCKS", "PAIRS", "PROMOTES", "RANKS", "RETURN_GATE", "assert_same", "build", "channels", "sample", "step"]
+__all__ = ["BLOCKS", "PAIRS", "PROMOTES", "RANKS", "RETURN_GATE", "assert_same", "build", "sample", "samples", "step"]
 
 
 def build(name):
@@ -24,19 +24,28 @@ def channels(block):
     return next((c for m in layers if (c := m.weight.shape[1] * getattr(m, "groups", 1)) > 2), 16)
 
 
-def sample(block, name=None, ties=False):
+def samples(block, name=None, ties=False):
+    """The maps that the block takes."""
     size = (7, 7) if name in SQUARE else {3: (11,), 4: (6, 8), 5: (3, 4, 2)}[RANKS.get(name, 4)]
-    x = torch.randn(2, channels(block), *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return (2 * x).round().relu() / 2 if ties else x
+    shape = (1 + (name in TWO_MAPS), 2, channels(block), *size)
+    maps = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return list((2 * maps).round().relu() / 2 if ties else maps)
 
 
-def step(block, x):
+def sample(block, name=None, ties=False):
+    """The map that a block of one takes."""
+    (x,) = samples(block, name, ties)
+    return x
+
+
+def step(block, *maps):
     """Output, gradients and buffers of one training step."""
     block.zero_grad()
-    x = x.clone().requires_grad_()
-    y = block(x)
+    maps = [x.clone().requires_grad_() for x in maps]
+    y = block(*maps)
     y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=y.dtype))
-    result = {"y": y.detach(), "x": x.grad} | {f"d {name}": p.grad for name, p in block.named_parameters()}
+    tensors = {f"x{i}": x for i, x in enumerate(maps)} | dict(block.named_parameters())
+    result = {"y": y.detach()} | {f"d {name}": torch.zeros_like(t) if t.grad is None else t.grad for name, t in tensors.items()}
     return result | {name: b.clone() for name, b in block.named_buffers()}
 
 

@@ -95,13 +95,14 @@ def written_out(block, x):
     out = block.bn2(block.conv2(relu(block.bn1(block.conv1(x)))))
     if hasattr(block, "conv3"):
         out = block.bn3(block.conv3(relu(out)))
+    identity = x if block.downsample is None else block.downsample(x)
     attention.activation = "none"
-    out = attention(out)
+    out = attention(out, identity) if isinstance(attention, (tn.AFF, tn.IAFF)) else attention(out) + identity
     attention.activation = "relu"
-    return relu(out + (x if block.downsample is None else block.downsample(x)))
+    return relu(out)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [*BLOCKS, *FUSES])
 @pytest.mark.parametrize("source", ["torchvision", "timm"])
 def test_a_residual_block(source, name):
     """Outputs and gradients of the sequence of operations, in training."""

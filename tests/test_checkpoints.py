@@ -7,7 +7,7 @@ import peer_blocks.blog
 import peer_blocks.external
 import pytest
 import torch
-from peer_pairs import PAIRS, sample
+from peer_pairs import PAIRS, samples
 from torch import nn
 
 from tritattn import nn as tn
@@ -27,12 +27,12 @@ def redraw(module):
     return module
 
 
-def step(module, x):
+def step(module, *maps):
     module.zero_grad()
-    x = x.clone().requires_grad_()
-    y = module(x)
+    maps = [x.clone().requires_grad_() for x in maps]
+    y = module(*maps)
     y.square().sum().backward()
-    return [y.detach(), x.grad, *(b.clone() for b in module.buffers())]
+    return [y.detach(), *(x.grad for x in maps), *(b.clone() for b in module.buffers())]
 
 
 @pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
@@ -43,9 +43,9 @@ def test_loads_and_computes_the_same(name, assign):
     given = dict(state)
     ours.load_state_dict(given, strict=True, assign=assign)
     assert given.keys() == state.keys() and all(torch.equal(given[key], state[key]) for key in state)  # not ours to change
-    x = sample(theirs, name)
+    maps = samples(theirs, name)
     for training in (True, False):
-        for found, expected in zip(step(ours.train(training), x), step(theirs.train(training), x), strict=True):
+        for found, expected in zip(step(ours.train(training), *maps), step(theirs.train(training), *maps), strict=True):
             torch.testing.assert_close(found.double(), expected.double(), rtol=1e-10, atol=1e-10)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from pairs.foundation import smp, timm
 from peer_imports import peer
-from peer_pairs import BLOCKS, assert_same, build, sample, step
+from peer_pairs import BLOCKS, assert_same, build, sample, samples, step
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -35,12 +35,12 @@ def test_same_numbers_from_the_fused_pass(name, monkeypatch):
     assert row.status == "converted" and row.path == "" and row.cls == type(original).__name__
     for training in (True, False):
         for ties in (False, True):
-            x = sample(block, name, ties)
+            maps = samples(block, name, ties)
             original.train(training)
             block.train(training)
-            assert_same(step(block, x), step(original, x))
+            assert_same(step(block, *maps), step(original, *maps))
     monkeypatch.setattr(type(original), "forward", None)  # a call of the original would raise
-    block(sample(block, name))
+    block(*samples(block, name))
 
 
 @pytest.mark.parametrize("name", ["blog-BasicBlock", "authors-CBAM", "timm-SEModule", "external-SEAttention"])
@@ -126,6 +126,28 @@ def test_a_shared_block_is_one_block():
 def test_our_own_modules_are_not_touched():
     model = nn.Sequential(tn.CBAM(16), tn.Attention(external.SEAttention(16)))
     assert [row.path for row in tritattn.convert(model)] == ["1.layer"]
+
+
+def test_the_second_pooled_context_of_iaff(name="authors-iAFF"):
+    """The authors' PyTorch code has one and never calls it, so that training in parallel complains; ours uses it, unless it stands for theirs."""
+    theirs = build(name)
+    maps = samples(theirs, name)
+    theirs(*maps).square().sum().backward()
+    assert {key.split(".")[0] for key, p in theirs.named_parameters() if p.grad is None} == {"global_att2"}
+    for reuse in (True, False):
+        ours = tn.IAFF(16, reuse_pooled=reuse).double()
+        ours.load_state_dict(theirs.state_dict())
+        ours(*maps).square().sum().backward()
+        assert {key.split(".")[0] for key, p in ours.named_parameters() if p.grad is None} == ({"pooled2"} if reuse else set())
+
+
+def test_pooled_contexts_need_more_than_one_image():
+    """In training, as the authors' do."""
+    x = torch.randn(1, 16, 4, 4)
+    for block in (build("authors-AFF").float(), tn.AFF(16)):
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+            block(x, x)
+        assert block.eval()(x, x).isfinite().all()
 
 
 # ---- what is left, and why ---------------------------------------------------------------------------------------------------------------

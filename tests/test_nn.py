@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from mirrored import Mirrored
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.spectral_norm import spectral_norm
@@ -45,8 +46,10 @@ def spatial_logits(m, x, order=("max", "mean"), even=False):
 
 
 def normed(bn, t):
-    mean, var = (t.mean(), t.var(unbiased=False)) if bn.training else (bn.running_mean, bn.running_var)
-    return (t - mean) / (var + bn.eps).sqrt() * bn.weight + bn.bias
+    over_all = {"dim": (0, 2, 3), "keepdim": True}
+    statistics = (t.mean(**over_all), t.var(unbiased=False, **over_all)) if bn.training else (bn.running_mean, bn.running_var)
+    mean, var, weight, bias = (s.reshape(1, -1, 1, 1) for s in (*statistics, bn.weight, bn.bias))
+    return (t - mean) / (var + bn.eps).sqrt() * weight + bias
 
 
 def circular(m, z):
@@ -111,6 +114,22 @@ def depthwise(m, x, count):
 def simam(m, x):
     d = (x - over(mean(x), x)).square()
     return x * torch.sigmoid(d / (4 * (over(d.flatten(2).sum(2), x) / (x[0, 0].numel() - 1) + m.e_lambda)) + 0.5)
+def context(m, t):
+    return normed(m.bn2, F.conv2d(torch.relu(normed(m.bn1, F.conv2d(t, m.fc1.weight, m.fc1.bias))), m.fc2.weight, m.fc2.bias))
+
+
+def contexts(local, pooled, t):
+    return torch.sigmoid(context(local, t) + context(pooled, t.mean((2, 3), keepdim=True)))
+
+
+def aff(m, x, r, factor):
+    w = contexts(m.local, m.pooled, x + r)
+    return factor * (x * w + r * (1 - w))
+
+
+def iaff(m, x, r, reuse=False):
+    w = contexts(m.local2, m.pooled if reuse else m.pooled2, aff(m, x, r, 1))
+    return x * w + r * (1 - w)
 
 
 def coordinate(m, x, act=F.hardswish, gate=torch.sigmoid):
@@ -275,6 +294,14 @@ BLOCKS = {
     ),
     "bam-channel": (lambda: tn.BAMChannelGate(C, 1 / 4), lambda m, x: over(m.mlp(mean(x)), x).expand_as(x), (4,)),
     "bam-spatial": (lambda: tn.BAMSpatialGate(C, 1 / 4), lambda m, x: m.convs(x).expand_as(x), (4,)),
+    "mscam": (
+        lambda: tn.MSCAM(C, rd_channels=9, residual=True, activation="relu"),
+        lambda m, x: torch.relu(x * contexts(m.local, m.pooled, x) + x),
+        (4,),
+    ),
+    "aff": (lambda: Mirrored(tn.AFF(C, 1, activation="relu")), lambda m, x: torch.relu(aff(m.block, x, x.flip(-1), 2)), (4,)),
+    "aff-paper": (lambda: Mirrored(tn.AFF(C, 1, factor=1)), lambda m, x: aff(m.block, x, x.flip(-1), 1), (4,)),
+    "iaff": (lambda: Mirrored(tn.IAFF(C, 1)), lambda m, x: iaff(m.block, x, x.flip(-1)), (4,)),
     "attention": (
         lambda: tn.Attention(nn.Sequential(nn.Conv2d(C, 1, 1), nn.Sigmoid())),
         lambda m, x: x * torch.sigmoid(F.conv2d(x, m.layer[0].weight, m.layer[0].bias)),
@@ -461,11 +488,17 @@ KEYS[tn.GatherExcite] = {
     "gather.conv1.weight": (8, 1, 3, 3),
     "gather.norm1.num_batches_tracked": (),
 }
+CONTEXT = {"fc1.weight": (2, 8, 1, 1), "fc1.bias": (2,), "fc2.weight": (8, 2, 1, 1), "fc2.bias": (8,)}
+for bn, size in (("bn1", 2), ("bn2", 8)):
+    CONTEXT |= {f"{bn}.{key}": (size,) for key in ("weight", "bias", "running_mean", "running_var")} | {f"{bn}.num_batches_tracked": ()}
+for kind in (tn.MSCAM, tn.AFF, tn.IAFF):
+    KEYS[kind] = {f"{part}.{k}": v for part in kind.layers for k, v in CONTEXT.items()}
 KEYS[tn.ConcurrentSE] = {f"{half}.{k}": v for half, kind in (("channel", tn.ChannelSE), ("spatial", tn.SpatialSE)) for k, v in KEYS[kind].items()}
 KEYS[tn.CBAM] = {
     f"{half}.{k}": v for half, kind in (("channel", tn.ChannelAttention), ("spatial", tn.SpatialAttention)) for k, v in KEYS[kind].items()
 }
 OPTIONS = {tn.SqueezeExcite: {"rd_divisor": None}, tn.ShuffleAttention: {"groups": 2}, tn.GatherExcite: {"extra_params": True, "extent": 2}}
+TWO_MAPS = (tn.AFF, tn.IAFF)
 
 
 @pytest.mark.parametrize("kind", KEYS, ids=lambda kind: kind.__name__)
@@ -477,10 +510,10 @@ def test_parameters(kind):
     half = kind(8, dtype=torch.bfloat16, **OPTIONS.get(kind, {}))
     assert {t.dtype for t in half.parameters()} == {torch.bfloat16}
     module.eval()
-    x = torch.randn(2, 8, 5, 5)
+    maps = torch.randn(1 + (kind in TWO_MAPS), 2, 8, 5, 5)
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert torch.equal(twin(x), module(x))
-    y = half(x.bfloat16())
+        assert torch.equal(twin(*maps), module(*maps))
+    y = half(*maps.bfloat16())
     assert y.dtype == torch.bfloat16 and y.isfinite().all()
 
 
@@ -521,6 +554,10 @@ def test_parameters(kind):
         (lambda: tn.GatherExcite(8, extent=6), "extent"),
         (lambda: tn.GatherExcite(8, extra_params=True), "feat_size"),
         (lambda: tn.GatherExcite(8, extent=2, pool="avg_max"), "pool"),
+        (lambda: tn.AFF(0), "channels"),
+        (lambda: tn.AFF(8, factor=3), "factor"),
+        (lambda: tn.IAFF(8, gate="tanh"), "gate"),
+        (lambda: tn.MSCAM(8, rd_channels=0), "rd_channels"),
         (lambda: tn.Attention(torch.sigmoid), "layer"),
     ],
 )

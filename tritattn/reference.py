@@ -174,6 +174,21 @@ def gate(x: Tensor, weights: Tensor, *, gate: str = "none", residual: Tensor | N
     return apply_factor(x, GATES[gate](weights.to(accumulator(x.dtype))), residual, activation)
 
 
+def blend(
+    x: Tensor, other: Tensor | None, local: Tensor, pooled: Tensor | None, *, gate: str, factor: int, residual: Tensor | None, activation: str
+) -> Tensor:
+    """y = activation(factor (x w + other (1 - w)) + residual), w = f(local + pooled), pooled [N, C]; without other, factor x w + residual."""
+    wide = x.to(accumulator(x.dtype))
+    t = local.to(wide.dtype)
+    if pooled is not None:
+        t = t + broadcast_channels(pooled.to(wide.dtype), x)
+    w = GATES[gate](t)
+    y = wide * w
+    if other is not None:
+        y = y + other.to(wide.dtype) * (1 - w)
+    return finish(factor * y, x, residual, activation)
+
+
 def broadcast_channels(t: Tensor, x: Tensor) -> Tensor:
     """[N, C] -> [N, C, 1, ...] with x's rank."""
     return t.view(*t.shape, *(1,) * (x.dim() - 2))

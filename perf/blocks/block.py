@@ -44,9 +44,9 @@ class Block:
     eager: Callable[[Any, Weights, Params], Tensor]
     fused: Callable[..., Tensor]
     defaults: Params
-    bar: tuple[int, int]
+    bar: tuple[float, float]
     peers: dict[str, Peer] = field(default_factory=dict)
-    floor: tuple[int, int] = (2, 3)
+    floor: tuple[float, float] = (2, 3)
     apart: frozenset[str] = frozenset()
     maps: int = 1
     wide: int = 1

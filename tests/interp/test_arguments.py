@@ -40,6 +40,10 @@ CALLS = {
     "strip": lambda x=X, **more: ops.strip(x, ROWS, None, COLUMNS, None, **more),
     "triplet": lambda x=X, **more: ops.triplet(x, *(KERNEL,) * 3, **more),
     "bam": lambda x=X, **more: ops.bam(x, torch.relu, lambda x: x[:, :1], **more),
+    "mscam": lambda x=X, **more: ops.mscam(x, torch.relu, torch.relu, **more),
+    "aff": lambda x=X, **more: ops.aff(x, X, torch.relu, torch.relu, **more),
+    "iaff": lambda x=X, **more: ops.iaff(x, X, *(torch.relu,) * 4, **more),
+    "blend": lambda x=X, **more: ops.blend(x, X, X, **more),
     "gate": lambda x=X, **more: ops.gate(x, torch.zeros(1), **more),
     "channel_statistics": lambda x=X, **more: ops.channel_statistics(x, **more),
     "spatial_statistics": lambda x=X, **more: ops.spatial_statistics(x, **more),
@@ -83,6 +87,7 @@ def test_map(name, bad, launches):
 
 
 FOUR = ("sse", "scse", "spatial_attention", "cbam", "spatial_statistics", "gc", "gsop", "coord", "strip", "triplet", "ge", "bam")
+FOUR += ("mscam", "aff", "blend")
 
 
 @pytest.mark.parametrize("name", FOUR)
@@ -124,6 +129,8 @@ OPTIONS = {
     "coord": {"hidden": "tanh", "combine": "mean"},
     "strip": {"hidden": "tanh", "combine": "sum"},
     "triplet": {"order": "mix", "max_grad": "last"},
+    "aff": {"factor": 3},
+    "blend": {"factor": 0},
     "channel_statistics": {"pools": "avg", "max_grad": "last"},
     "spatial_statistics": {"kinds": ("mean", "min"), "max_grad": "last"},
 }
@@ -255,6 +262,21 @@ PARAMETERS = {
     "hc_norm": [lambda: ops.triplet(X, KERNEL, KERNEL, hc_norm=torch.nn.BatchNorm2d(4))],
     "hw_bias": [lambda: ops.triplet(X, KERNEL, KERNEL, hw_bias=torch.zeros(1)), lambda: ops.triplet(X, *(KERNEL,) * 3, hw_bias=B1)],
     "hw_norm": [lambda: ops.triplet(X, KERNEL, KERNEL, hw_norm=torch.nn.BatchNorm2d(1))],
+    "other": [
+        lambda: ops.aff(X, None, torch.relu, torch.relu),
+        lambda: ops.iaff(X, torch.zeros(2, 4, 5, 3), *(torch.relu,) * 4),
+        lambda: ops.blend(X, X.double(), X),
+    ],
+    "local": [
+        lambda: ops.mscam(X, 1.0, torch.relu),
+        lambda: ops.blend(X, X, PIXEL),
+        lambda: ops.blend(X, X, None),
+    ],
+    "pooled": [
+        lambda: ops.aff(X, X, torch.relu, PIXEL),
+        lambda: ops.blend(X, X, X, PIXEL),
+    ],
+    "pooled2": [lambda: ops.iaff(X, X, *(torch.relu,) * 3, None)],
     "weights": [
         lambda: ops.gate(X, torch.zeros(2, 4, 3)),
         lambda: ops.gate(X, torch.zeros(1, 2, 4, 3, 5)),
@@ -292,7 +314,7 @@ def test_parameter_of_another_kind(op, name, bad, launches):
     inputs = make(op, (2, 4, 3, 5))
     value = inputs.params[name].detach()
     wrong = {"integer": value.long(), "complex": value.to(torch.complex64), "sparse": value.to_sparse(), "meta": value.to("meta"), "number": 1.0}[bad]
-    argument = "x" if name.startswith("x") else name.rstrip("2") if op.name == "ese" else name
+    argument = ("x" if op.name == "sk" else "other") if name.startswith("x") else name.rstrip("2") if op.name == "ese" else name
     refused(ValueError if bad == "meta" else TypeError, argument, lambda: fused(op, inputs.x, {**inputs.params, name: wrong}))
     assert not launches
 
@@ -329,6 +351,7 @@ def test_frozen(op, activation, launches):
         check(op, inputs, activation, [name])
         backward = launches[forward:]
         writes_dx = {"gate_bwd_input_kernel", "select_bwd_input_kernel", "local_bwd_input_kernel"} & set(backward)
+        writes_dx = {"gate_bwd_input_kernel", "select_bwd_input_kernel", "blend_bwd_input_kernel"} & set(backward)
         assert not writes_dx or name.startswith("x")
         if name == "residual" and activation == "none":
             assert not backward

@@ -36,6 +36,12 @@ def maps_written(graph, shape):
     return [n.name for n in made if n.meta["val"].shape == shape and any(n.meta["val"].stride())]
 
 
+# Maps that torch's layers make or read beside the op's, forward and backward. iAFF: the mirror image, the sum, two convolutions and two norms, and
+# the first fusion; backward what flows into each of these, and into both maps from both rounds.
+LAYERS = {"attention": (1, 3), "gsop": (1, 1), "ge-params": (0, 1), "bam": (0, 1), "mscam": (2, 3), "iaff": (7, 14)}
+NORMED = ("spatial", "cbam", "mscam", "iaff")
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_compiled_graphs_hold_the_op_and_little_else(name):
     """y forward; backward dx, and before it da where a residual wants it. Nothing is added or copied."""
@@ -48,13 +54,12 @@ def test_compiled_graphs_hold_the_op_and_little_else(name):
         got = gradients(block, call, x)
     same(got, wanted)
     forward, backward = graphs
-    own = 1 if name in ("attention", "gsop") else 0  # its convolution's, or what its convolution reads
+    own, own_backward = LAYERS.get(name, (0, 0))
     assert len(maps_written(forward, x.shape)) == 1 + own
     da = getattr(block, "residual", False) and block.activation != "none"
     # a block that adds its own input gets two gradients of it, which are added by whoever owns the input
-    own += 2 if name == "attention" else 1 if getattr(block, "residual", False) else 0
-    own += name in ("ge-params", "bam")  # its convolutions'
-    assert len(maps_written(backward, x.shape)) == 1 + da + own, maps_written(backward, x.shape)
+    own_backward += getattr(block, "residual", False)
+    assert len(maps_written(backward, x.shape)) == 1 + da + own_backward, maps_written(backward, x.shape)
 
 
 @pytest.mark.parametrize("residual", [False, True])
@@ -166,6 +171,7 @@ FAMILIES = {
     "cbam": "spatial_squeeze",
     "spatial": "spatial_gate",
     "attention": "gate",
+    "mscam": "fusion_squeeze",
 }
 
 
@@ -175,7 +181,7 @@ def test_a_kernel_that_fails_to_compile(name, how, which, broken):
     """One warning, the reference's numbers, and no further attempt."""
     block, x = build(name), feature_map(dtype=torch.float32)
     block = block.float()
-    if name in ("spatial", "cbam"):
+    if name in NORMED:
         block.eval()  # no buffers that move
     wanted = expected(block, x)
     calls = broken(FAMILIES[name], which)
@@ -215,7 +221,7 @@ def test_errors_of_another_kind_are_not_swallowed(monkeypatch):
 @every_block
 def test_empty_batches(name):
     block = build(name)
-    if name in ("spatial", "cbam"):
+    if name in NORMED:
         block.eval()  # a BatchNorm refuses to train on nothing
     got = gradients(block, block, feature_map(0, 6, 3, 4))
     assert got["y"].shape == got["x"].shape == (0, 6, 3, 4)

@@ -14,6 +14,7 @@ SHAPE = (2, 3, 2, 4)
 REPRESENTATIVES = [
     *("se", "eca-mlp", "sse", "scse-max", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"),
     *("gc-both", "gsop", "shuffle", "splat-groups", "triplet-even", "ge"),
+    *("aff", "blend"),
 ]
 
 

@@ -21,6 +21,7 @@ SITES["bam"] = Site(1, 32, 16, 32, 2)
 # launches forward while the excite's weights are small
 LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3, "gc": 8, "gc_scale": 8, "gsop": 14, "shuffle": 1, "simam": 1, "sk": 7, "splat": 9}
 LAUNCHES |= {"coord": 16, "strip": 8, "triplet": 15, "bam": 24}
+LAUNCHES |= {"mscam": 17, "aff": 17, "iaff": 34}
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,12 @@
 A new block joins every test that walks this table by adding its rows.
 """
 
-from . import axis, channel, context, covariance, gate, joint, local, pixel, plane, select, spatial
+from . import axis, channel, context, covariance, fusion, gate, joint, local, pixel, plane, select, spatial
 from .op import Op, Params, Shape
 
 __all__ = ["BY_NAME", "MAIN", "OPS", "Op", "Params", "Shape"]
 
-OPS = [*channel.OPS, *pixel.OPS, *spatial.OPS, *context.OPS, *covariance.OPS, *select.OPS, *gate.OPS, *plane.OPS, *axis.OPS, *local.OPS, *joint.OPS]
+FAMILIES = (channel, pixel, spatial, context, covariance, select, gate, plane, axis, local, joint, fusion)
+OPS = [op for family in FAMILIES for op in family.OPS]
 MAIN = [op for op in OPS if op.main]
 BY_NAME = {op.name: op for op in OPS}

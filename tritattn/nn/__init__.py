@@ -7,6 +7,7 @@ from .bam import BAM, BAMChannelGate, BAMSpatialGate
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .coordinate import CoordinateAttention, StripAttention
 from .eca import ECA
+from .fusion import AFF, IAFF, MSCAM
 from .gather_excite import GatherExcite
 from .global_context import GlobalContext
 from .gsop import GSoP, ISqrtCovPooling
@@ -20,8 +21,11 @@ from .triplet import TripletAttention
 
 __all__ = [
     "BAM",
+    "AFF",
     "CBAM",
     "ECA",
+    "IAFF",
+    "MSCAM",
     "Attention",
     "BAMChannelGate",
     "BAMSpatialGate",

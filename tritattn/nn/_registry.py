@@ -12,6 +12,7 @@ from ._base import reduced
 from .bam import BAM
 from .cbam import CBAM, ChannelAttention, SpatialAttention
 from .eca import ECA
+from .fusion import AFF, IAFF, MSCAM
 from .gather_excite import GatherExcite
 from .global_context import GlobalContext
 from .gsop import GSoP
@@ -33,6 +34,7 @@ def _timm_ecam(channels: int, rd_ratio: float = 1 / 8, rd_channels: int | None =
 # The names of tritattn.ops, with the defaults of each block's authors; below them timm's names that are not among these, with timm's defaults.
 _FACTORIES: dict[str, Factory] = {
     "bam": BAM,
+    "aff": AFF,
     "cbam": CBAM,
     "channel_attention": ChannelAttention,
     "cse": ChannelSE,
@@ -41,6 +43,8 @@ _FACTORIES: dict[str, Factory] = {
     "gc": GlobalContext,
     "gsop": GSoP,
     "ge": GatherExcite,
+    "iaff": IAFF,
+    "mscam": MSCAM,
     "scse": ConcurrentSE,
     "se": SqueezeExcite,
     "shuffle": ShuffleAttention,

@@ -1,7 +1,7 @@
 """Functional forms of the attention blocks, and the primitives that they are made of.
 
 Blocks: se, ese, eca, cse, sse, scse, channel_attention, spatial_attention, cbam, gc, ge, gsop, shuffle, simam, sk, splat, coord, strip, triplet,
-bam. Primitives: channel_statistics, spatial_statistics, covariance, gate.
+bam, mscam, aff, iaff. Primitives: channel_statistics, spatial_statistics, covariance, gate, blend.
 """
 
 import torch.fx
@@ -10,6 +10,7 @@ from .axis import coord, strip, triplet
 from .channel import channel_attention, channel_statistics, cse, eca, ese, se
 from .context import gc
 from .covariance import covariance, gsop
+from .fusion import aff, blend, iaff, mscam
 from .gate import gate
 from .joint import bam
 from .local import ge
@@ -19,7 +20,9 @@ from .select import sk, splat
 from .spatial import cbam, spatial_attention, spatial_statistics
 
 __all__ = [
+    "aff",
     "bam",
+    "blend",
     "cbam",
     "channel_attention",
     "channel_statistics",
@@ -32,11 +35,13 @@ __all__ = [
     "gc",
     "ge",
     "gsop",
+    "iaff",
+    "mscam",
     "scse",
     "se",
-    "sk",
     "shuffle",
     "simam",
+    "sk",
     "spatial_attention",
     "spatial_statistics",
     "splat",

@@ -46,9 +46,12 @@ def plain(x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2
 
 
 def forward(
-    m: Map, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, spec: Spec, *, one_launch: bool = False
-) -> Excited:
-    """One launch while the excite's weights are under a quarter of an image's bytes; then the last program of an image does the excite.
+    m: Map, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, spec: Spec, *, one_launch: bool = False,
+    other: Tensor | None = None, total: Tensor | None = None,
+) -> Excited:  # fmt: skip
+    """Of the map; with `other`, which is like it, of the sum of the two, which is stored in `total`.
+
+    One launch while the excite's weights are under a quarter of an image's bytes; then the last program of an image does the excite.
     Otherwise the excite follows, batched over images, so that weights are not read once per image; not with `one_launch`."""
     w1, b1, w2, b2 = (matrix(t) for t in (w1, b1, w2, b2))
     out = fake(m.x, w1, spec)
@@ -60,9 +63,10 @@ def forward(
     inside = spec.kind != "none" and (one_launch or 4 * weights < m.c * m.hw * m.x.element_size())
     counted = splits > 1 or inside
     kernels().channel_squeeze_fwd_kernel[(m.n * blocks_c * splits,)](
-        m.x, out.z, out.aux, m.small(m.n, splits, 4, m.c) if splits > 1 else None,
+        m.x, other, total, out.z, out.aux, m.small(m.n, splits, 4, m.c) if splits > 1 else None,
         m.small(m.n, splits, m.c, dtype=torch.int32) if splits > 1 else None, counters(m.x, m.n) if counted else None,
-        out.hidden, out.logits, w1, b1, w2, b2, R=r, K=k, ROWS=rows, SPLITS=splits, **m.args, **pool_rows(spec.pools), EVEN=spec.max_grad == "even",
+        out.hidden, out.logits, w1, b1, w2, b2, R=r, K=k, ROWS=rows, SPLITS=splits, **m.args, HAS_OTHER=other is not None, **pool_rows(spec.pools),
+        EVEN=spec.max_grad == "even",
         KIND=spec.kind if inside else "none", HIDDEN=spec.hidden, TAPS=w2.numel() if w2 is not None and spec.kind in ("conv", "circular") else 0,
         HAS_B1=b1 is not None, HAS_B2=b2 is not None, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
         EXCITE_C=min(tuning.power_of_two(m.c), 128), EXCITE_R=16, num_warps=config.num_warps,

@@ -21,9 +21,9 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import axis, context, covariance, excite, gate, group, local, pixel, plane, select, squeeze
+    from ..kernels import axis, context, covariance, excite, fusion, gate, group, local, pixel, plane, select, squeeze
 
-    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select, axis, local)
+    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select, axis, local, fusion)
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 
@@ -88,7 +88,7 @@ class Map:
         """t with the strides of empty_like(original), which every fake promises."""
         if self.original is self.x:
             return t
-        expected = torch.empty_like(self.original if t.shape == self.original.shape else self._slice(self.original))
+        expected = torch.empty_like(self.original if t.shape == self.original.shape else self._slice(self.original), dtype=t.dtype)
         return t if t.stride() == expected.stride() else expected.copy_(t)
 
     def small(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

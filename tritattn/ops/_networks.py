@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Network = Callable[[Tensor], Tensor]
@@ -24,11 +25,17 @@ def network(name: str, value: Any, optional: bool = False) -> None:
             raise TypeError(f"{name}: got {type(net).__name__}, expected a module or a function")
 
 
+def dtype_for(net: Network, z: Tensor) -> torch.dtype:
+    """In which a network gets z: that of its parameters, but autocast sees to that itself, where it can."""
+    first = next(net.parameters(), None) if isinstance(net, nn.Module) else None
+    own = first is None or (torch._C._is_any_autocast_enabled() and z.dtype != torch.float64)
+    return z.dtype if own else first.dtype  # type: ignore[union-attr]
+
+
 def called(name: str, nets: Networks, z: Tensor, shape: Sequence[int | None]) -> Tensor:
     """What the networks make of z, each called in the dtype of its parameters; `shape`: of the result, None where any size will do."""
     for net in _each(nets):
-        first = next(net.parameters(), None) if isinstance(net, nn.Module) else None
-        z = net(z if first is None else z.to(first.dtype))
+        z = net(z.to(dtype_for(net, z)))
     if z.dim() != len(shape) or any(size is not None and found != size for found, size in zip(z.shape, shape, strict=True)):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: got a network that returns shape {list(z.shape)}, expected [{expected}]")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from . import axis, cbam, channel, context, gsop, joint, local, plane, scse, select
+from . import axis, cbam, channel, context, fusion, gsop, joint, local, plane, scse, select
 from .entry import GATES, HIDDEN, NoFit, Peer
 
 __all__ = ["GATES", "HIDDEN", "PEERS", "NoFit", "Peer", "candidates"]
 
-FAMILIES = (channel, scse, cbam, context, gsop, plane, select, axis, local, joint)
+FAMILIES = (channel, scse, cbam, context, gsop, plane, select, axis, local, joint, fusion)
 PEERS: tuple[Peer, ...] = tuple(peer for family in FAMILIES for peer in family.PEERS)
 _BY_CLASS: dict[str, list[Peer]] = {}
 for _peer in PEERS:

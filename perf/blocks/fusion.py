@@ -1,0 +1,69 @@
+"""Attentional feature fusion."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .block import Block, Params, Weights
+
+
+def _context(c: int, rd: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(c, rd, 1), nn.BatchNorm2d(rd), nn.ReLU(), nn.Conv2d(rd, c, 1), nn.BatchNorm2d(c))
+
+
+def _shapes(rounds: int, c: int, p: Params) -> dict[str, Any]:
+    return {name: partial(_context, c, max(1, c // p["ratio"])) for name in ("local", "pooled", "local2", "pooled2")[: 2 * rounds]}
+
+
+def _weights(u: Tensor, local: nn.Module, pooled: nn.Module) -> Tensor:
+    return torch.sigmoid(local(u) + pooled(u.mean((2, 3), keepdim=True)))
+
+
+def _mscam(x: Tensor, w: Weights, p: Params) -> Tensor:
+    return x * _weights(x, w["local"], w["pooled"])
+
+
+def _aff(maps: tuple[Tensor, Tensor], w: Weights, p: Params) -> Tensor:
+    x, other = maps
+    weight = _weights(x + other, w["local"], w["pooled"])
+    return 2 * x * weight + 2 * other * (1 - weight)
+
+
+def _iaff(maps: tuple[Tensor, Tensor], w: Weights, p: Params) -> Tensor:
+    x, other = maps
+    weight = _weights(x + other, w["local"], w["pooled"])
+    weight = _weights(x * weight + other * (1 - weight), w["local2"], w["pooled2"])
+    return x * weight + other * (1 - weight)
+
+
+def _blend(maps: tuple[Tensor, Tensor, Tensor], w: Weights, p: Params) -> Tensor:
+    x, other, logits = maps
+    weight = torch.sigmoid(logits)
+    return x * weight + other * (1 - weight)
+
+
+def _fused(name: str) -> Any:
+    def call(x: Any, w: Weights, p: Params, **epilogue: Any) -> Tensor:
+        from tritattn import ops
+
+        maps = x if isinstance(x, tuple) else (x,)
+        return getattr(ops, name)(*maps, **w, **epilogue)
+
+    return call
+
+
+def _block(name: str, eager: Any, u: tuple[float, float], maps: int = 1, rounds: int = 1, **more: Any) -> Block:
+    return Block(partial(_shapes, rounds), eager, _fused(name), {"ratio": 4} if rounds else {}, u, floor=u, maps=maps, **more)
+
+
+# What torch's layers read and write is among it, with a quarter of the channels between them: of "mscam" 5.5 forward and 8.25 backward.
+BLOCKS = {
+    "mscam": _block("mscam", _mscam, (9.5, 16.25)),
+    "aff": _block("aff", _aff, (12.5, 18.25), maps=2),
+    "iaff": _block("iaff", _iaff, (23, 41.5), maps=2, rounds=2),
+    "blend": _block("blend", _blend, (4, 7), maps=3, rounds=0, rereads=True),
+}
