@@ -249,8 +249,7 @@ def shipped() -> set[str]:
 def collect(quick: bool) -> list[Launch]:
     """Launches to compile, each kernel, configuration, dtype and layout once; with `quick` one per kernel and layout."""
     dtypes = ("bf16",) if quick else ("bf16", "fp16", "fp32", "fp64")
-    sets = ("se_resnet50", "cbam_resnet50", "scse_unet", "sa_resnet50", "resnest50") if quick else tuple(SETS)
-    cases = all_cases(OPS, sets, dtypes, ("contiguous", "channels_last"))
+    cases = all_cases(OPS, SETS, dtypes, ("contiguous", "channels_last"))
     found: dict[tuple[str, ...], Launch] = {}
     for case in cases:
         for launch in launches(case):

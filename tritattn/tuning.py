@@ -228,9 +228,11 @@ def _extremes(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: 
 def _rows(n: int, c: int, w: int, itemsize: int, channels_last: bool, sms: int) -> Config:
     """By rows of w positions, block_p positions of a small map at once."""
     width = power_of_two(w)
-    block_c = min(power_of_two(c), max(1, 64 // itemsize if channels_last else 1024 // width))
+    odd = not channels_last and w % 4 != 0  # then every element takes an address
+    block_c = min(power_of_two(c), max(1, 64 // itemsize if channels_last else (512 if odd else 1024) // width))
     programs = max(n * -(-c // block_c), 1)
-    return Config(block_c, max(1, 8192 // (block_c * width)), power_of_two(-(-sms // programs)))
+    warps = max(1, min(4, block_c * width // (128 if odd else 256)))
+    return Config(block_c, max(1, 8192 // (block_c * width)), power_of_two(-(-sms // programs)), warps)
 
 
 _RULES: dict[str, Callable[..., Config]] = {
