@@ -24,10 +24,11 @@ def test_programs_wait_for_each_other_where_rows_are_short():
     assert not tuning.choose("pixel", 256, 256, 3136, 2, False, GPU).group
 
 
-@pytest.mark.parametrize(("c", "hw", "itemsize"), [(1024, 196, 2), (2048, 49, 2), (2047, 49, 2), (768, 256, 2), (2048, 49, 4), (1024, 784, 2)])
+@pytest.mark.parametrize(("c", "hw", "itemsize"), [(1024, 196, 2), (2048, 49, 2), (2047, 49, 2), (768, 256, 2), (2048, 49, 4), (768, 400, 2)])
 @pytest.mark.parametrize("n", [1, 3, 256])
-def test_no_more_programs_wait_than_there_are_multiprocessors(n, c, hw, itemsize):
-    config = tuning.choose("pixel", n, c, hw, itemsize, False, GPU)
+@pytest.mark.parametrize("maps", [1, 2])
+def test_no_more_programs_wait_than_there_are_multiprocessors(maps, n, c, hw, itemsize):
+    config = tuning.choose("pixel", n, c, hw, itemsize, False, GPU, maps)
     assert config.group and 1 <= config.splits <= n
     assert config.splits * -(-c // config.block_c) <= tuning.processors(GPU)
     assert config.block_c % tuning.rows_together(c, hw, itemsize) == 0 and config.num_warps == 8
@@ -35,6 +36,8 @@ def test_no_more_programs_wait_than_there_are_multiprocessors(n, c, hw, itemsize
 
 def test_an_image_that_fits_in_no_group_is_walked():
     assert not tuning.choose("pixel", 256, 65536, 196, 2, False, GPU).group
+    assert tuning.choose("pixel", 256, 1024, 784, 2, False, GPU).group
+    assert not tuning.choose("pixel", 256, 1024, 784, 2, False, GPU, 2).group  # but one of its maps would
 
 
 def test_no_program_waits_where_no_launch_runs_all_of_them(amd):

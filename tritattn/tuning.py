@@ -89,7 +89,7 @@ def rows_together(c: int, hw: int, itemsize: int) -> int:
 def choose(
     role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device, maps: int = 1, row: int = 0
 ) -> Config:  # fmt: skip
-    """The tiles of a pass over an [n, c, hw] map; for "channel" and "tile" over as many as `maps` at once.
+    """The tiles of a pass over an [n, c, hw] map; for "channel", "tile" and a group of "pixel" over as many as `maps` at once.
 
     role: "channel" reduces positions; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane"
     and "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs; "lines" and "extremes"
@@ -147,7 +147,7 @@ def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
     return Config(block_c, block_p, num_warps=_warps(block_c, block_p, each))
 
 
-def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, elements: int = 8192) -> Config:
+def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1, elements: int = 8192) -> Config:
     block_c = power_of_two(c)
     block_p = max(1, min(power_of_two(hw), elements // block_c, 256))
     # a resident tile of a few positions would waste most of every 32-byte sector of channels-first rows
@@ -160,12 +160,12 @@ def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
     return Config(block_c, block_p, splits, 8)
 
 
-def _group(n: int, c: int, hw: int, itemsize: int, sms: int) -> Config | None:
+def _group(n: int, c: int, hw: int, itemsize: int, sms: int, maps: int = 1) -> Config | None:
     """An image in the registers of a group of programs, one program per multiprocessor; None where an image does not fit."""
     rows = rows_together(c, hw, itemsize)
-    held = GROUP_BYTES if rows == 1 else GROUP_BYTES // 2  # the channels of several rows take registers too
     block_p = power_of_two(hw)
-    block_c = min(power_of_two(c), held // itemsize // block_p)
+    # of each of two maps half; and half where the channels of several rows take registers too
+    block_c = min(power_of_two(c), GROUP_BYTES // max(maps, min(rows, 2)) // itemsize // block_p)
     if block_c < rows or -(-c // block_c) > sms:
         return None
     return Config(block_c, block_p, min(n, sms // -(-c // block_c)), 8, group=True)
@@ -175,7 +175,7 @@ def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: i
     """As "pixel", with more warps, because a tile is kept beside what has been added, and smaller in fp64, whose exp takes registers too, and in rows
     that cannot be loaded in vectors, where every element takes an address."""
     halved = 2 * (itemsize == 8) + ((c if channels_last else hw) % 4 != 0)
-    config = _pixel(n, c, hw, itemsize, channels_last, sms, 8192 >> halved)
+    config = _pixel(n, c, hw, itemsize, channels_last, sms, elements=8192 >> halved)
     return replace(config, num_warps=16) if config.block_c >= c else config
 
 

@@ -68,7 +68,7 @@ def _pixel_backward(
         GATE=spec.gate, SPATIAL=spec.spatial_gate, HAS_CHANNEL=channel, COMBINE=spec.combine, STORE_DA=cotangent.da is not None,
         STORE_DX=dx is not None,
     )  # fmt: skip
-    config = m.config("pixel")
+    config = m.config("pixel", maps=2)
     if config.group and not m.channels_last:
         group = Groups(m, config)
         dw = m.small(m.n, m.c)
