@@ -411,7 +411,7 @@ def test_the_table_of_features_goes_between_its_markers(tmp_path):
 def test_every_block_is_in_the_table():
     from perf import features
 
-    timms = {"ceca", "ecam", "gca", "lcbam"}  # other defaults of blocks that are there
+    timms = {"ceca", "ecam", "ela", "gca", "lcbam", "scoord"}  # other defaults of blocks that are there
     assert set(features.names()) == set(tritattn.nn.available()) - timms
     assert features.checkpoints("se") and "timm" in features.checkpoints("cbam")
 

@@ -11,6 +11,7 @@ from torch import nn
 from ._base import reduced
 from .bam import BAM
 from .cbam import CBAM, ChannelAttention, SpatialAttention
+from .coordinate import CoordinateAttention, StripAttention
 from .eca import ECA
 from .fusion import AFF, IAFF, MSCAM
 from .gather_excite import GatherExcite
@@ -22,9 +23,9 @@ from .shuffle import ShuffleAttention
 from .simam import SimAM
 from .split_attention import SplitAttention
 from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
+from .triplet import TripletAttention
 
 Factory = Callable[..., nn.Module]
-
 
 
 def _timm_ecam(channels: int, rd_ratio: float = 1 / 8, rd_channels: int | None = None, rd_divisor: int = 8, **options: Any) -> ECA:
@@ -38,6 +39,7 @@ _FACTORIES: dict[str, Factory] = {
     "cbam": CBAM,
     "channel_attention": ChannelAttention,
     "cse": ChannelSE,
+    "coord": CoordinateAttention,
     "eca": ECA,
     "ese": EffectiveSqueezeExcite,
     "gc": GlobalContext,
@@ -53,9 +55,13 @@ _FACTORIES: dict[str, Factory] = {
     "spatial_attention": SpatialAttention,
     "splat": SplitAttention,
     "sse": SpatialSE,
+    "strip": StripAttention,
+    "triplet": TripletAttention,
     # timm's
     "ecam": _timm_ecam,
     "gca": partial(GlobalContext, rd_ratio=1 / 8, rd_divisor=1, eps=1e-6),
+    "ela": partial(StripAttention, kernel_size=7, act="silu", norm=True, combine="product"),
+    "scoord": partial(CoordinateAttention, rd_ratio=1 / 6, rd_divisor=8, act="silu", norm=False, combine="logits"),
     "ceca": partial(ECA, rule="timm", padding="circular"),
     "lcbam": partial(CBAM, pools=("avg_max",), mlp_bias=False, order="mix", momentum=0.1, max_grad="even"),
 }
