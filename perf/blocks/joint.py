@@ -17,8 +17,8 @@ def _channel(c: int, rd: int) -> nn.Module:
 
 
 def _spatial(c: int, rd: int) -> nn.Module:
-    dilated = [layer for _ in range(2) for layer in (nn.Conv2d(rd, rd, 3, padding=4, dilation=4, bias=False), nn.BatchNorm2d(rd), nn.ReLU())]
-    return nn.Sequential(nn.Conv2d(c, rd, 1, bias=False), nn.BatchNorm2d(rd), nn.ReLU(), *dilated, nn.Conv2d(rd, 1, 1))
+    dilated = [layer for _ in range(2) for layer in (nn.Conv2d(rd, rd, 3, padding=4, dilation=4), nn.ReLU())]
+    return nn.Sequential(nn.Conv2d(c, rd, 1), nn.ReLU(), *dilated, nn.Conv2d(rd, 1, 1))
 
 
 def _bam(x: Tensor, w: Weights, p: Params) -> Tensor:
@@ -37,5 +37,5 @@ def _fused(x: Tensor, w: Weights, p: Params, **epilogue: Any) -> Tensor:
     return ops.bam(x, **w, **epilogue)
 
 
-# Without a BatchNorm in the channel branch, which would make signs of a batch of two, and without biases before the others, which take them away.
+# Without the BatchNorms of both branches, whose gradients cancel beyond what a tolerance can hold.
 BLOCKS = {"bam": Block(_shapes, _bam, _fused, {"rd": 0}, (3, 5), floor=(2, 4), apart=TORCH_LAYERS)}
