@@ -190,7 +190,7 @@ def ge(
     z holds a value for each `extent` positions in either direction: without `gather` the means over |h - e i| < e, |w - e j| < e inside the map
     (GE-theta-), otherwise what that module or function makes of x (GE-theta: strided depthwise convolutions). Extent 0 is the whole map, z then
     [N, C, 1, 1]. With w1 and w2 MLP(z) = w2 hidden(w1 z + b1) + b2 at every position (GE-theta+, and SE where z are global means), else z itself.
-    Two launches beside what stands between them.
+    Two launches beside what stands between them. The nearest position is rounded in fp32, as torch does on GPUs for every dtype.
 
     Args:
         x: [N, C, H, W]; float32, float16, bfloat16 or float64.

@@ -186,6 +186,7 @@ def shuffle(
     """
     _common(x, gate, residual, activation, "eps", eps)
     c = x.shape[1]
+    (groups,) = {groups}  # through a set, since dynamo has no text of an integer that it takes for dynamic
     if groups < 1 or c % (2 * groups):
         raise ValueError(f"groups: got {groups}, expected a positive number whose double divides the {c} channels of x")
     k = c // (2 * groups)
