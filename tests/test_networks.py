@@ -16,6 +16,15 @@ def unet():
     return peer("segmentation_models_pytorch").Unet("resnet18", encoder_weights=None, decoder_attention_type="scse", classes=3)
 
 
+def selective(name):
+    """Their attention normalises one value of each image: of a batch of two that makes signs, and noise of what follows, but for a large eps."""
+    network = peer("timm").create_model(name)
+    for path, module in network.named_modules():
+        if path.endswith(("attn.bn", "conv2.bn1")):
+            module.eps = 1.0
+    return network
+
+
 # name -> (network, classes of its blocks, how many there are, input size)
 NETWORKS = {
     "blog": (lambda: peer_blocks.blog.Network(), {"BasicBlock": 2, "csSE": 1, "ChannelAttention": 1, "SpatialAttention": 1}, 16),
@@ -34,6 +43,8 @@ NETWORKS = {
         {"CoordAttn": 8},
         64,
     ),
+    "timm-skresnet18": (lambda: selective("skresnet18"), {"SelectiveKernel": 8}, 64),
+    "timm-resnest14d": (lambda: selective("resnest14d"), {"SplitAttn": 4}, 32),
     "torchvision-mobilenet_v3_small": (lambda: peer("torchvision").models.mobilenet_v3_small(), {"SqueezeExcitation": 9}, 64),
     "torchvision-efficientnet_b0": (lambda: peer("torchvision").models.efficientnet_b0(), {"SqueezeExcitation": 16}, 64),
     "smp-unet-scse": (unet, {"SCSEModule": 10}, 64),

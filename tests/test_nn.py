@@ -175,6 +175,23 @@ def branches(m, x):
     return over(m.channel.mlp(mean(x)), x), m.spatial.convs(x)
 
 
+def selected(branches, fc1, bn, fc2s, act=torch.relu, groups=1):
+    """sum_k softmax_k(fc2_k(act(bn(fc1(mean of the sum))))) branches_k, fc2's rows in `groups` of K."""
+    stacked = torch.stack(branches, 1)
+    h = F.conv2d(mean(stacked.sum(1))[..., None, None], fc1.weight, fc1.bias, groups=groups)
+    if bn is not None:
+        running = () if bn.training else (bn.running_mean, bn.running_var)
+        h = F.batch_norm(h, *(running or (None, None)), bn.weight, bn.bias, bn.training)
+    logits = torch.cat([F.conv2d(act(h), fc2.weight, fc2.bias, groups=groups) for fc2 in fc2s], 1)
+    weights = logits.view(len(h), groups, len(branches), -1).transpose(1, 2).flatten(2).softmax(1)
+    return (stacked * weights[..., None, None]).sum(1)
+
+
+def split(m, x):
+    u = m.conv(x) if m.bn0 is None else m.bn0(m.conv(x))
+    return selected(torch.relu(u).chunk(m.radix, 1), m.fc1, m.bn1, [m.fc2], groups=m.cardinality)
+
+
 # name -> (module, its definition, ranks of x)
 BLOCKS = {
     "se": (lambda: tn.SqueezeExcite(C), lambda m, x: x * over(torch.sigmoid(mlp(m, mean(x))), x), (3, 4, 5)),
@@ -302,6 +319,27 @@ BLOCKS = {
     "aff": (lambda: Mirrored(tn.AFF(C, 1, activation="relu")), lambda m, x: torch.relu(aff(m.block, x, x.flip(-1), 2)), (4,)),
     "aff-paper": (lambda: Mirrored(tn.AFF(C, 1, factor=1)), lambda m, x: aff(m.block, x, x.flip(-1), 1), (4,)),
     "iaff": (lambda: Mirrored(tn.IAFF(C, 1)), lambda m, x: iaff(m.block, x, x.flip(-1)), (4,)),
+    "sk": (
+        lambda: tn.SelectiveKernel(C, rd_channels=5, groups=2, activation="silu"),
+        lambda m, x: F.silu(
+            selected([torch.relu(path(x)) for path in m.paths], m.attn.fc_reduce, m.attn.bn, [m.attn.fc_select])
+        ),
+        (4,),
+    ),
+    "sk-options": (
+        lambda: tn.SelectiveKernel(
+            C, kernel_size=(1, 3, 5), keep_3x3=False, split_input=True, norm=False, bias=True, select_bias=True, separate=True, act="none",
+            residual=True,
+        ),
+        lambda m, x: x
+        + selected(
+            [torch.relu(path(part)) for path, part in zip(m.paths, x.chunk(3, 1), strict=True)], m.attn.fc_reduce, None, m.attn.fc_select,
+            lambda t: t,
+        ),
+        (4,),
+    ),
+    "splat": (lambda: tn.SplitAttention(C, groups=2, rd_channels=6), split, (4,)),
+    "splat-options": (lambda: tn.SplitAttention(C, radix=3, rd_channels=6, norm=False, residual=True), lambda m, x: split(m, x) + x, (4,)),
     "attention": (
         lambda: tn.Attention(nn.Sequential(nn.Conv2d(C, 1, 1), nn.Sigmoid())),
         lambda m, x: x * torch.sigmoid(F.conv2d(x, m.layer[0].weight, m.layer[0].bias)),
@@ -501,6 +539,20 @@ OPTIONS = {tn.SqueezeExcite: {"rd_divisor": None}, tn.ShuffleAttention: {"groups
 TWO_MAPS = (tn.AFF, tn.IAFF)
 
 
+def _norm_keys(path, c):
+    return {**{f"{path}.{key}": (c,) for key in ("weight", "bias", "running_mean", "running_var")}, f"{path}.num_batches_tracked": ()}
+
+
+KEYS[tn.SelectiveKernel] = {
+    **{f"paths.{k}.conv.weight": (8, 8, 3, 3) for k in range(2)}, **_norm_keys("paths.0.bn", 8), **_norm_keys("paths.1.bn", 8),
+    **_norm_keys("attn.bn", 32), "attn.fc_reduce.weight": (32, 8, 1, 1), "attn.fc_select.weight": (16, 32, 1, 1),
+}  # fmt: skip
+KEYS[tn.SplitAttention] = {
+    "conv.weight": (16, 4, 3, 3), **_norm_keys("bn0", 16), **_norm_keys("bn1", 32), "fc1.weight": (32, 8, 1, 1), "fc1.bias": (32,),
+    "fc2.weight": (16, 32, 1, 1), "fc2.bias": (16,),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", KEYS, ids=lambda kind: kind.__name__)
 def test_parameters(kind):
     """Names and shapes are a contract with checkpoints; device and dtype reach every layer; modules copy and pickle."""
@@ -558,6 +610,13 @@ def test_parameters(kind):
         (lambda: tn.AFF(8, factor=3), "factor"),
         (lambda: tn.IAFF(8, gate="tanh"), "gate"),
         (lambda: tn.MSCAM(8, rd_channels=0), "rd_channels"),
+        (lambda: tn.SelectiveKernel(9, split_input=True), "channels"),
+        (lambda: tn.SelectiveKernel(8, kernel_size=(3, 4)), "kernel_size"),
+        (lambda: tn.SelectiveKernel(8, kernel_size=(3,)), "num_paths"),
+        (lambda: tn.SelectiveKernelAttention(8, path_act="tanh"), "path_act"),
+        (lambda: tn.SelectiveKernelAttention(8, gate="tanh"), "gate"),
+        (lambda: tn.SplitAttention(8, radix=0), "radix"),
+        (lambda: tn.SplitAttention(8, rd_min=0), "rd_min"),
         (lambda: tn.Attention(torch.sigmoid), "layer"),
     ],
 )

@@ -134,7 +134,7 @@ def excite(
             z = norm(z.to(dtype).transpose(1, 2)[..., None]).to(z.dtype)[..., 0].transpose(1, 2)
         z = HIDDEN[hidden](z)
     t = _linear(z, w2, b2, groups)
-    return t[:, 0] if t.shape[1] == 1 else t.sum(1)
+    return t.squeeze(1) if t.shape[1] == 1 else t.sum(1)
 
 
 def _linear(z: Tensor, w: Tensor, b: Tensor | None, groups: int) -> Tensor:

@@ -160,3 +160,37 @@ def test_reference_path(op):
             inputs = make(op, SHAPE, dtype=torch.float64)
             expected = eager(op, inputs.x, inputs.to(torch.float64).params)
             torch.testing.assert_close(fused(op, inputs.x, inputs.params), expected, rtol=1e-12, atol=1e-12)
+
+
+# -- selection --------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_batchnorm_before_split_attention_is_part_of_its_passes_in_eval(layout, launches, monkeypatch):
+    norm = nn.BatchNorm2d(6).eval()
+    with torch.no_grad():
+        for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            t.uniform_(0.5, 1.5)
+    x = torch.randn(2, 6, 3, 4).to(memory_format=layout)
+    layers = torch.randn(4, 3), None, torch.randn(6, 4), None
+    called = ops.splat(x, *layers, before_norm=norm)  # its parameters need gradients
+    assert called.requires_grad
+    launches.clear()
+    monkeypatch.delattr(nn.functional, "batch_norm")  # what calling it would call
+    with torch.no_grad():
+        torch.testing.assert_close(ops.splat(x, *layers, before_norm=norm), called)
+    torch.testing.assert_close(ops.splat(x, *layers, before_norm=norm.requires_grad_(False)), called)
+    assert launches == 2 * ["select_squeeze_fwd_kernel", "select_gate_fwd_kernel"]
+
+
+def test_split_attention_of_many_slices():
+    """More than a launch takes maps: slices are not bound by that."""
+    x = torch.randn(2, 30, 3, 4, dtype=torch.float64, requires_grad=True)
+    layers = torch.randn(3, 5, dtype=torch.float64), None, torch.randn(30, 3, dtype=torch.float64), None
+    y = ops.splat(x, *layers, radix=6)
+    slices = x.relu().view(2, 6, 5, 3, 4)
+    logits = torch.relu(slices.sum(1).mean((2, 3)) @ layers[0].T) @ layers[2].T
+    expected = (slices * logits.view(2, 6, 5, 1, 1).softmax(1)).sum(1)
+    torch.testing.assert_close(y, expected)
+    g = torch.randn_like(y)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g), torch.autograd.grad(expected, x, g))

@@ -20,8 +20,8 @@ from .squeeze_excite import EffectiveSqueezeExcite, SqueezeExcite
 from .triplet import TripletAttention
 
 __all__ = [
-    "BAM",
     "AFF",
+    "BAM",
     "CBAM",
     "ECA",
     "IAFF",

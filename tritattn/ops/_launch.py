@@ -79,7 +79,7 @@ class Map:
         return torch.empty_like(self._slice(self.x), dtype=t.dtype).copy_(t)
 
     def _slice(self, x: Tensor) -> Tensor:
-        return x if self.slices == 1 else x[:, : self.c]
+        return x if self.slices == 1 else x.narrow(1, 0, self.c)
 
     def empty(self) -> Tensor:
         return torch.empty_like(self._slice(self.x))

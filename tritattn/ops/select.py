@@ -109,7 +109,7 @@ def _squeeze_fake(*args: Any) -> tuple[Tensor, ...]:
     c = x.shape[1] // spec.branches if spec.sliced else x.shape[1]
     acc = reference.accumulator(x.dtype)
     z, logits = x.new_empty((x.shape[0], c), dtype=acc), x.new_empty((x.shape[0], c * spec.branches), dtype=acc)
-    return z, RelaySqueeze.slot(x[:, :c]), RelaySqueeze.slot(logits)
+    return z, RelaySqueeze.slot(x.narrow(1, 0, c)), RelaySqueeze.slot(logits)
 
 
 def _squeeze_launch(*args: Any) -> tuple[Tensor, ...]:
@@ -151,7 +151,7 @@ def _like(t: Tensor, original: Tensor) -> Tensor:
 
 def _gate_fake(*args: Any) -> tuple[Tensor, ...]:
     x, spec = args[0], args[-1]
-    return (torch.empty_like(x[:, : x.shape[1] // spec.branches] if spec.sliced else x),)
+    return (torch.empty_like(x.narrow(1, 0, x.shape[1] // spec.branches) if spec.sliced else x),)
 
 
 def _gate_launch(*args: Any) -> tuple[Tensor, ...]:
@@ -282,7 +282,7 @@ def _layers(
             first, between = (w1, b1), norm
             if _excite.plain_norm(norm):
                 first, between = _excite.folded(w1, b1, norm, z.dtype), None
-            return reference.excite(z[:, None], *first, w2, b2, kind="mlp", hidden=hidden, norm=between, groups=groups)
+            return reference.excite(z.unsqueeze(1), *first, w2, b2, kind="mlp", hidden=hidden, norm=between, groups=groups)
 
     return excite
 
@@ -324,7 +324,7 @@ def select_slices(
     if isinstance(norm, _excite.Norm) and norm.num_features != x.shape[1]:
         raise ValueError(f"before_norm: got a {type(norm).__name__} of {norm.num_features} channels, expected {x.shape[1]}, those of x")
     spec = SelectSpec(radix, True, cardinality, gate or ("softmax" if radix > 1 else "sigmoid"), before, activation)
-    _check_options(x[:, : x.shape[1] // radix], spec, residual)
+    _check_options(x.narrow(1, 0, x.shape[1] // radix), spec, residual)
     if norm is None:
         return attend((x,), excite, spec, residual)
     # the passes give its parameters no gradient
@@ -390,5 +390,5 @@ def splat(
     Raises: as `sk`.
     """
     check_slices(x, radix, cardinality)
-    excite = _layers(w1, b1, w2, b2, norm, hidden, x[:, : x.shape[1] // radix], radix, cardinality)
+    excite = _layers(w1, b1, w2, b2, norm, hidden, x.narrow(1, 0, x.shape[1] // radix), radix, cardinality)
     return select_slices(x, excite, residual, radix, cardinality, gate, before, before_norm, activation)
