@@ -192,6 +192,25 @@ def split(m, x):
     return selected(torch.relu(u).chunk(m.radix, 1), m.fc1, m.bn1, [m.fc2], groups=m.cardinality)
 
 
+def bottleneck(m, z):
+    h = m.fc1(z[..., None, None]).flatten(1)
+    h = (h - h.mean(1, keepdim=True)) / (h.var(1, unbiased=False, keepdim=True) + m.norm.eps).sqrt()
+    return m.fc2(F.relu(h * m.norm.weight.flatten() + m.norm.bias.flatten())[..., None, None])
+
+
+def global_context(m, x):
+    a = m.attn(x).flatten(1).exp()
+    context = torch.einsum("np,ncp->nc", a / a.sum(1, keepdim=True), x.flatten(2))
+    return x * torch.sigmoid(bottleneck(m.scale, context)) + bottleneck(m.add, context)
+
+
+def second_order(m, x):
+    u = F.relu(m.bn(m.conv(F.relu(x)))).flatten(2)
+    products = torch.einsum("nip,njp->nij", u, u) / u.shape[2]
+    covariance = products - u.mean(2)[:, :, None] * u.mean(2)[:, None, :]
+    return x * torch.sigmoid(m.fc(m.row_conv(m.row_bn(covariance[..., None]))))
+
+
 # name -> (module, its definition, ranks of x)
 BLOCKS = {
     "se": (lambda: tn.SqueezeExcite(C), lambda m, x: x * over(torch.sigmoid(mlp(m, mean(x))), x), (3, 4, 5)),
@@ -340,6 +359,8 @@ BLOCKS = {
     ),
     "splat": (lambda: tn.SplitAttention(C, groups=2, rd_channels=6), split, (4,)),
     "splat-options": (lambda: tn.SplitAttention(C, radix=3, rd_channels=6, norm=False, residual=True), lambda m, x: split(m, x) + x, (4,)),
+    "gc": (lambda: tn.GlobalContext(C, rd_channels=6, fuse_scale=True), global_context, (4,)),
+    "gsop": (lambda: tn.GSoP(C, 5, activation="relu"), lambda m, x: torch.relu(second_order(m, x)), (4,)),
     "attention": (
         lambda: tn.Attention(nn.Sequential(nn.Conv2d(C, 1, 1), nn.Sigmoid())),
         lambda m, x: x * torch.sigmoid(F.conv2d(x, m.layer[0].weight, m.layer[0].bias)),
@@ -381,7 +402,7 @@ def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, t in expected.items():
         torch.testing.assert_close(found[name], t, rtol=1e-10, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
-        assert bool(t.abs().max() > 0), f"{name} is zero and shows nothing"
+        assert bool(t.abs().max() > 0) or name == "attn.bias", f"{name} is zero and shows nothing"
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -535,8 +556,17 @@ KEYS[tn.ConcurrentSE] = {f"{half}.{k}": v for half, kind in (("channel", tn.Chan
 KEYS[tn.CBAM] = {
     f"{half}.{k}": v for half, kind in (("channel", tn.ChannelAttention), ("spatial", tn.SpatialAttention)) for k, v in KEYS[kind].items()
 }
-OPTIONS = {tn.SqueezeExcite: {"rd_divisor": None}, tn.ShuffleAttention: {"groups": 2}, tn.GatherExcite: {"extra_params": True, "extent": 2}}
 TWO_MAPS = (tn.AFF, tn.IAFF)
+KEYS[tn.GlobalContext] = {"attn.weight": (1, 8, 1, 1), "attn.bias": (1,)}
+for layer, size in {"fc1": (1, 8, 1, 1), "norm": (1, 1, 1), "fc2": (8, 1, 1, 1)}.items():
+    KEYS[tn.GlobalContext] |= {f"add.{layer}.weight": size, f"add.{layer}.bias": size if layer == "norm" else size[:1]}
+KEYS[tn.GSoP] = {}
+for layer, size in {"conv": (4, 8, 1, 1), "row_conv": (16, 1, 4, 1), "fc": (8, 16, 1, 1)}.items():
+    KEYS[tn.GSoP] |= {f"{layer}.weight": size, f"{layer}.bias": size[:1]}
+for layer in ("bn", "row_bn"):
+    KEYS[tn.GSoP] |= {f"{layer}.{key}": (4,) for key in ("weight", "bias", "running_mean", "running_var")} | {f"{layer}.num_batches_tracked": ()}
+OPTIONS = {tn.SqueezeExcite: {"rd_divisor": None}, tn.ShuffleAttention: {"groups": 2}, tn.GatherExcite: {"extra_params": True, "extent": 2}}
+OPTIONS[tn.GSoP] = {"dim": 4}
 
 
 def _norm_keys(path, c):
@@ -617,6 +647,12 @@ def test_parameters(kind):
         (lambda: tn.SelectiveKernelAttention(8, gate="tanh"), "gate"),
         (lambda: tn.SplitAttention(8, radix=0), "radix"),
         (lambda: tn.SplitAttention(8, rd_min=0), "rd_min"),
+        (lambda: tn.GlobalContext(8, pool="max"), "pool"),
+        (lambda: tn.GlobalContext(8, fuse_add=False), "fuse_add"),
+        (lambda: tn.GSoP(64, mode="both"), "mode"),
+        (lambda: tn.GSoP(96, mode="concat"), "channels"),
+        (lambda: tn.ISqrtCovPooling(8, iterations=0), "iterations"),
+        (lambda: tn.ISqrtCovPooling(8, 0), "dim"),
         (lambda: tn.Attention(torch.sigmoid), "layer"),
     ],
 )

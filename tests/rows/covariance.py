@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from eager_blocks import GATES
 from torch import Tensor, nn
 
 from tritattn import ops
@@ -20,23 +19,22 @@ def _covariance(x: Tensor) -> Tensor:
     return torch.einsum("nip,njp->nij", centred, centred) / flat.shape[-1]
 
 
-def _gsop(name: str, stride: int, main: bool = False, **options: Any) -> Op:
+def _gsop(name: str, main: bool = False) -> Op:
     def shapes(s: Shape) -> dict[str, Any]:
         d = s[1] // 2 + 1
         rows = nn.Conv2d(d, 2 * d, (d, 1), groups=d), nn.Conv2d(2 * d, s[1], 1)
-        return {"reduce": lambda: nn.Conv2d(s[1], d, 1, stride, bias=False), "excite": lambda: nn.Sequential(*rows)}
+        return {"reduce": lambda: nn.Conv2d(s[1], d, 1, 2, bias=False), "excite": lambda: nn.Sequential(*rows)}
 
     def call(x: Tensor, p: Params, **epilogue: Any) -> Tensor:
-        return ops.gsop(x, p["reduce"], p["excite"], **options, **epilogue)
+        return ops.gsop(x, p["reduce"], p["excite"], **epilogue)
 
     def eager(x: Tensor, p: Params) -> Tensor:
-        return x * GATES[options.get("gate", "sigmoid")](p["excite"](_covariance(p["reduce"](x.relu()).relu())[..., None]))
+        return x * torch.sigmoid(p["excite"](_covariance(p["reduce"](x.relu()).relu())[..., None]))
 
     return Op(name, shapes, call, eager, (), ("rectify", "covariance", "channel_relay_gate"), main=main)
 
 
 OPS = [
-    _gsop("gsop", 1, main=True),
-    _gsop("gsop-stride", 2, gate="hard_sigmoid"),
+    _gsop("gsop", main=True),
     statistics("covariance", ops.covariance, _covariance, "covariance", (3, 4, 5), main=True),
 ]
