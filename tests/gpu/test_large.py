@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import BY_NAME, Op, _cbam, _join, _mlp, _spatial, eager, fused
+from cases import BY_NAME, Op, eager, fused
 from on_device import inputs
+from rows.op import join, mlp
+from rows.spatial import _cbam, _spatial
 from tolerance import assert_close
 
 # A 1x1 convolution, because no border may break the repetition, and no maximum over positions, whose gradient goes to the first repeat alone.
-CBAM = _cbam("cbam-repeatable", _join(_mlp(), _spatial(1)), pools=("avg",))
+CBAM = _cbam("cbam-repeatable", join(mlp(), _spatial(1)), pools=("avg",))
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ from cases import BY_NAME, DTYPES, MAIN, OPS, check, fused, run
 from on_device import LAYOUTS, REAL, SMALL, inputs, real, size
 from tolerance import assert_close
 
-from tritattn import explain
+from perf import choices
+from tritattn import explain, tuning
 
 
 def test_the_kernels_run(device):
@@ -29,6 +30,20 @@ def test_real_sizes_and_repeated_runs(device, op):
         again = run(fused, op, case, activation)
         differing = [name for name in first if not name.startswith("norm.running") and not torch.equal(first[name], again[name])]
         assert not differing, f"other bits in {differing}"
+
+
+@pytest.mark.parametrize("shape", [(9, 1024, 14, 14), (9, 2048, 7, 7)], ids=str)
+@pytest.mark.parametrize("name", ["sse", "scse-max"])
+def test_programs_that_wait_for_each_other(device, name, shape):
+    """More images than are held at once."""
+    op = BY_NAME[name]
+    case = inputs(op, shape, device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, residual=True)
+    with choices.recorded() as found:
+        first = check(op, case, "relu")
+    assert device.type != "cuda" or found["pixel"].group == tuning.cooperative(device)
+    for _ in range(20):
+        again = run(fused, op, case, "relu")
+        assert all(torch.equal(t, again[key]) for key, t in first.items())
 
 
 @pytest.mark.parametrize("op", MAIN, ids=str)

@@ -101,6 +101,27 @@ def test_several_streams(cuda):
         same(results, wanted[i % len(maps)])
 
 
+def test_programs_that_wait_on_several_streams(cuda):
+    """Launches that each take every multiprocessor, side by side, eager and replayed: none may keep another one's programs from starting for ever."""
+    module = blocks.ConcurrentSE(1024, activation="relu", device=cuda, dtype=torch.bfloat16)
+    maps = [torch.randn(40, 1024, 14, 14, device=cuda, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    wanted = [step(module, x) for x in maps]
+    graph, results = captured(module, maps[0])
+    streams = [torch.cuda.Stream() for _ in maps]
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(20):
+        with torch.cuda.stream(streams[0]):
+            graph.replay()
+        for x, stream in zip(maps[1:], streams[1:], strict=True):
+            with torch.cuda.stream(stream):
+                found.append(step(module, x))
+    torch.cuda.synchronize()
+    same(results, wanted[0])
+    for i, got in enumerate(found):
+        same(got, wanted[1 + i % 2])
+
+
 @pytest.mark.parametrize("own_streams", [False, True])
 def test_several_threads(cuda, own_streams):
     module = network(cuda)
