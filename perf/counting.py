@@ -28,18 +28,17 @@ OVERWRITES = frozenset("copy_ fill_ zero_".split())  # their first argument is n
 
 @dataclass(frozen=True)
 class MapOrder:
-    """Tells buffers of map order from the rest, by their number of elements. apart: torch's operators whose buffers never are."""
+    """Tells buffers of map order from the rest, by their number of elements."""
 
     map_numel: int
     parameter_numels: frozenset[int] = frozenset()
-    apart: frozenset[str] = frozenset()
 
     def __call__(self, numel: int) -> bool:
         return 8 * numel >= self.map_numel and numel not in self.parameter_numels
 
 
 def map_order(case: Case) -> MapOrder:
-    return MapOrder(math.prod(case.shape), frozenset(case.parameter_numels), case.op.block.apart)
+    return MapOrder(math.prod(case.shape), frozenset(case.parameter_numels))
 
 
 @dataclass
@@ -101,7 +100,7 @@ class Counter(TorchDispatchMode):
             for t in tensors:
                 if isinstance(t, Tensor):
                     numel = distinct_numel(t)
-                    self.moved.add(direction, name not in self.of_map.apart and self.of_map(numel), numel * t.element_size())
+                    self.moved.add(direction, self.of_map(numel), numel * t.element_size())
         return result
 
 

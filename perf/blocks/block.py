@@ -34,7 +34,6 @@ class Block:
     """shapes(c, params): parameter name -> its shape, or a function that makes a module. eager(x, weights, params): the block alone, in plain torch.
 
     fused(x, weights, params, **epilogue): the same through tritattn. peers: provider -> its block of the same computation.
-    apart: names of torch's operators whose reads and writes of the map are not counted as the block's, where it calls layers on the map.
     maps: how many maps it takes; x is then a tuple of them. wide: their channels over y's. U is one read or write of one map of y's shape.
     bar: U forward and backward with one read of the map for each global dependency. floor: with the map kept on chip between reduction and gate.
     rereads: whether the last pass of its backward reads x in any case, so that an activation costs it nothing.
@@ -47,7 +46,6 @@ class Block:
     bar: tuple[float, float]
     peers: dict[str, Peer] = field(default_factory=dict)
     floor: tuple[float, float] = (2, 3)
-    apart: frozenset[str] = frozenset()
     maps: int = 1
     wide: int = 1
     rereads: bool = False
@@ -72,5 +70,4 @@ def fused(name: str, *options: str) -> Callable[..., Tensor]:
     return call
 
 
-TORCH_LAYERS = frozenset("convolution convolution_backward native_batch_norm native_batch_norm_backward".split())
 NORM = (1e-5, 0.01)  # eps and momentum of the BatchNorm in the authors' CBAM
