@@ -289,8 +289,8 @@ def axis_gate_bwd_kernel(
         of_row = found
         of_column = found
         if COMBINE == "product":
-            of_row = tl.where(mask, found * q, 0.0)
-            of_column = tl.where(mask, found * r, 0.0)
+            of_row = found * q
+            of_column = found * r
         total += of_column
         store_lines(
             row_part_ptr, row_ptr, row_ptr, n, block_w, tl.cdiv(W, BLOCK_W), H * C, h[None, :] * C + c[:, None],
