@@ -28,7 +28,7 @@ from .blocks import BLOCKS
 from .cases import DTYPES, LAYOUTS, Case, make_case
 from .counting import Moved, map_order
 from .environment import environment
-from .schema import FEATURES, Writer, frame
+from .schema import FEATURES, Writer, read
 from .shapes import Site
 from .sweep import Bench, status_of
 
@@ -174,7 +174,9 @@ def features(path: str | os.PathLike[str], console: Console, *, readme: Path | N
         finally:
             for worker in (interpreted, plain, inductor):
                 worker.close()
-        table = frame(writer.rows, FEATURES)
+    # the latest row of every block, whatever commit it was found at
+    found = read(path, FEATURES).set_index("op", drop=False)
+    table = found.loc[[name for name in names() if name in found.index]]
     if readme is not None:
         _insert(readme, markdown(table))
     console.print(markdown(table), soft_wrap=True, highlight=False)
