@@ -12,7 +12,7 @@ from tritattn._relay import RelaySqueeze
 SHAPE = (2, 3, 2, 4)
 # rows of the table that together run every registered op, forward and backward
 REPRESENTATIVES = [
-    *("se", "eca-mlp", "sse", "scse-max", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"),
+    *("se", "eca-mlp", "eca-circular", "sse", "scse-max", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"),
     *("gc-both", "gsop", "shuffle", "splat-groups", "triplet-even", "ge"),
     *("aff", "blend"),
 ]

@@ -165,9 +165,9 @@ def _convolution_backward(
     )  # fmt: skip
     grads: list[Tensor | None] = [None] * 4
     if needs[2] or needs[3]:
-        total = part.sum(0)
-        grads[2] = total[:taps].to(w.dtype).view(w.shape)
-        grads[3] = None if b is None else total[taps:].to(b.dtype).view(b.shape)
+        # apart, since an op may not return two views of one tensor
+        grads[2] = part[:, :taps].sum(0).to(w.dtype).view(w.shape)
+        grads[3] = None if b is None else part[:, taps].sum().to(b.dtype).view(b.shape)
     return dz, grads
 
 
