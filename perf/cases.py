@@ -63,7 +63,7 @@ class Case:
         parameters = sum(self.parameter_numels)
         passes = {"fwd": (forward, 1), "inference": (forward, 1), "bwd": (backward, 2), "fwd_bwd": (forward + backward, 3)}
         maps, reads = passes[mode]
-        return round(self.itemsize * (maps * math.prod(self.shape) + reads * parameters))
+        return self.itemsize * (maps * math.prod(self.shape) + reads * parameters)
 
 
 def eca_kernel(c: int) -> int:

@@ -32,7 +32,7 @@ class Op:
     activation: str
 
     @property
-    def bar_u(self) -> tuple[float, float]:
+    def bar_u(self) -> tuple[int, int]:
         """One read of the map for each global dependency: with a ReLU, its mask needs the map or its sum with the residual once more."""
         forward, backward = self.block.bar
         if self.activation != "none":
@@ -40,7 +40,7 @@ class Op:
         return forward + self.residual, backward
 
     @property
-    def floor_u(self) -> tuple[float, float]:
+    def floor_u(self) -> tuple[int, int]:
         """The map kept on chip between reduction and gate; with residual and activation the backward also has their mask and gradient."""
         forward, backward = self.block.floor
         return forward + self.residual, backward + 2 * (self.residual and self.activation != "none")

@@ -43,9 +43,9 @@ class Block:
     eager: Callable[[Any, Weights, Params], Tensor]
     fused: Callable[..., Tensor]
     defaults: Params
-    bar: tuple[float, float]
+    bar: tuple[int, int]
     peers: dict[str, Peer] = field(default_factory=dict)
-    floor: tuple[float, float] = (2, 3)
+    floor: tuple[int, int] = (2, 3)
     maps: int = 1
     wide: int = 1
     rereads: bool = False

@@ -12,11 +12,14 @@ from .block import Block, Params, Weights
 
 
 def _context(c: int, rd: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(c, rd, 1), nn.BatchNorm2d(rd), nn.ReLU(), nn.Conv2d(rd, c, 1), nn.BatchNorm2d(c))
+    first = nn.Conv2d(c, rd, 1)
+    with torch.no_grad():
+        first.bias[::2], first.bias[1::2] = 4, -4  # type: ignore[index]  # decides each hidden ReLU
+    return nn.Sequential(first, nn.ReLU(), nn.Conv2d(rd, c, 1))
 
 
 def _shapes(rounds: int, c: int, p: Params) -> dict[str, Any]:
-    return {name: partial(_context, c, max(1, c // p["ratio"])) for name in ("local", "pooled", "local2", "pooled2")[: 2 * rounds]}
+    return {name: partial(_context, c, p["rd"]) for name in ("local", "pooled", "local2", "pooled2")[: 2 * rounds]}
 
 
 def _weights(u: Tensor, local: nn.Module, pooled: nn.Module) -> Tensor:
@@ -56,14 +59,16 @@ def _fused(name: str) -> Any:
     return call
 
 
-def _block(name: str, eager: Any, u: tuple[float, float], maps: int = 1, rounds: int = 1, **more: Any) -> Block:
-    return Block(partial(_shapes, rounds), eager, _fused(name), {"ratio": 4} if rounds else {}, u, floor=u, maps=maps, **more)
+def _block(name: str, eager: Any, u: tuple[int, int], maps: int = 1, rounds: int = 1, **more: Any) -> Block:
+    return Block(partial(_shapes, rounds), eager, _fused(name), {"rd": 0} if rounds else {}, u, floor=u, maps=maps, **more)
 
 
-# What torch's layers read and write is among it, with a quarter of the channels between them: of "mscam" 5.5 forward and 8.25 backward.
+# A local branch's first convolution reads the map and its last writes one: 2 forward and 3 backward for each round. Without BatchNorms, which would
+# make signs of a batch of two, and whose gradients cancel beyond any tolerance; with the local ones and a quarter of the channels between the layers
+# it is 5.5 and 8.25.
 BLOCKS = {
-    "mscam": _block("mscam", _mscam, (9.5, 16.25)),
-    "aff": _block("aff", _aff, (12.5, 18.25), maps=2),
-    "iaff": _block("iaff", _iaff, (23, 41.5), maps=2, rounds=2),
+    "mscam": _block("mscam", _mscam, (6, 11)),
+    "aff": _block("aff", _aff, (9, 13), maps=2),
+    "iaff": _block("iaff", _iaff, (16, 31), maps=2, rounds=2),
     "blend": _block("blend", _blend, (4, 7), maps=3, rounds=0, rereads=True),
 }

@@ -17,11 +17,11 @@ SITE = Site(1, 32, 16, 32, 4)
 # planes that fit on chip in either layout; a map whose (mean, maximum) of columns are not of its order
 SITES = dict.fromkeys(("shuffle", "simam"), Site(1, 64, 8, 8, 4)) | {"triplet": Site(1, 32, 32, 32, 4)}
 # hidden maps too small to count as maps
-SITES["bam"] = Site(1, 32, 16, 32, 2)
+SITES |= dict.fromkeys(("bam", "mscam", "aff", "iaff"), Site(1, 32, 16, 32, 2))
 # launches forward while the excite's weights are small
 LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3, "gc": 8, "gc_scale": 8, "gsop": 14, "shuffle": 1, "simam": 1, "sk": 7, "splat": 9}
 LAUNCHES |= {"coord": 16, "strip": 8, "triplet": 15, "bam": 24}
-LAUNCHES |= {"mscam": 17, "aff": 17, "iaff": 34}
+LAUNCHES |= {"mscam": 9, "aff": 9, "iaff": 18}
 
 
 @pytest.fixture(autouse=True)
