@@ -237,12 +237,18 @@ def results(tmp_path):
     with schema.Writer(paths["codegen"], schema.CODEGEN, HERE) as writer:
         writer.write({**code_row, "target": "sm_90", "map_load_bits": 128, "status": "ok"})
         writer.write({**code_row, "target": "sm_80", "status": "error: no"})
+    with schema.Writer(paths["digits"], schema.DIGITS, HERE) as writer:
+        writer.write({"block": "se", "seed": 0, "epochs": 2, "accuracy": 0.9, "parameters": 10, "seconds": 1, "status": "ok"})
+        writer.write({"block": "cbam", "seed": 0, "epochs": 2, "status": "error: untrained"})
     return paths
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(results, tmp_path):
     page = report.report(tmp_path / "r.html", results).read_text()
-    assert page.count("<svg") >= 3 and "gate_fwd_kernel" in page and "wrong" in page and "unavailable: &lt;another torch&gt;" in page
+    link = '<a href="digits.csv">'  # to the rows beside it, which it shows without them
+    assert page.count("<svg") >= 4 and link in page and "error: untrained" in page
+    page = page.replace(link, "")
+    assert "gate_fwd_kernel" in page and "wrong" in page and "unavailable: &lt;another torch&gt;" in page
     assert "over compile" in page and ">2<" in page  # the speed-up
     assert "device" in page and ">a<" in page
     assert not re.search(r"<(script|link|iframe|img|object|image)\b", page)

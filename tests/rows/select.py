@@ -65,6 +65,7 @@ def _sk(name: str, k: int, bias: bool = False, norm: str | None = None, main: bo
         (3, 4, 5),
         main=main,
         refused=_refused(norm),
+        unfit=("constant",) if norm == "train" else (),
     )
 
 

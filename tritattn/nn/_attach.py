@@ -45,10 +45,10 @@ class _Timm(Derived):
 def attach(model: nn.Module, name: str | Callable[..., nn.Module], *, where: str | None = None, **options: Any) -> nn.Module:
     """Put an attention block into every residual block of a torchvision or timm ResNet, in place, and return the model.
 
-    After the last normalisation of each residual block, before the sum: attach(resnet50(), "cbam") is the authors' CBAM-ResNet-50. A block of
-    tritattn.nn then takes the sum and the ReLU that follow into its own gating pass, unless something stands between (stochastic depth, another
-    activation). State dicts keep the plain network's keys; the block's are added as `attention.*`, or `se.*` in timm's networks as in its own.
-    The blocks are initialised as in their authors' networks.
+    After the last normalisation of each residual block, before the sum, which AFF and iAFF take the place of: attach(resnet50(), "cbam") is the
+    authors' CBAM-ResNet-50. A block of tritattn.nn then takes the sum and the ReLU that follow into its own gating pass, unless something stands
+    between (stochastic depth, another activation). State dicts keep the plain network's keys; the block's are added as `attention.*`, or `se.*` in
+    timm's networks as in its own. The blocks are initialised as in their authors' networks.
 
     Args:
         model: a network with residual blocks in layer1 to layer4.
