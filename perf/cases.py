@@ -127,7 +127,7 @@ class Inputs:
         block = case.op.block
         for name, made in block.shapes(case.c, case.options).items():
             if callable(made):
-                self.weights[name] = self._module(made).to(dtype)
+                self.weights[name] = self._module(made, dtype)
             else:
                 self.weights[name] = None if made is None else self._parameter(name, made).to(dtype).requires_grad_()
         self.maps = [[self._map(dtype, self._x).requires_grad_() for _ in range(block.maps)] for _ in range(sets)]
@@ -178,11 +178,17 @@ class Inputs:
         # the last layer is small, which keeps the gates close to each other and the peaks apart from the rest after gating
         return values / math.sqrt(math.prod(shape[1:])) * (0.1 if name == "w2" else 1.0)
 
-    def _module(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """As torch initialises it, the same every time."""
+    def _module(self, make: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+        """As torch initialises it, the same every time; made in its dtype, since fake parameters cannot be converted."""
+        usual = torch.get_default_dtype()
         with torch.random.fork_rng(devices=[]), torch.device("meta" if self.device == "meta" else "cpu"):
             torch.manual_seed(21)
-            return make().to(self.device)
+            torch.set_default_dtype(dtype)
+            try:
+                made = make()
+            finally:
+                torch.set_default_dtype(usual)
+        return made if self.device in ("cpu", "meta") else made.to(self.device)
 
     def parameters(self) -> list[Tensor]:
         return flat_parameters(self.weights)

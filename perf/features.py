@@ -32,15 +32,27 @@ from .schema import FEATURES, Writer, read
 from .shapes import Site
 from .sweep import Bench, status_of
 
-SITE = Site(1, 32, 16, 32, 4)  # rows of whole sectors
+# where traffic is counted: rows of whole sectors
+SITE = Site(1, 32, 16, 32, 4)
+# planes that fit on chip in either layout; a map whose (mean, maximum) of columns are not of its order
+SITES = dict.fromkeys(("shuffle", "simam"), Site(1, 64, 8, 8, 4)) | {"triplet": Site(1, 32, 32, 32, 4)}
+# hidden maps too small to count as maps
+SITES |= dict.fromkeys(("bam", "mscam", "aff", "iaff"), Site(1, 32, 16, 32, 2))
 TRACED = Site(1, 64, 16, 16, 4)
 MARKERS = "<!-- features -->", "<!-- /features -->"
 
 
+def counted_case(op_name: str, layout: str) -> Case:
+    """d: of GSoP's reduced map, small enough not to count."""
+    return make_case(op_name, "bf16", layout, traffic.BATCH, SITES.get(op_name.split("+")[0], SITE), d=2)
+
+
 def _numbers(case: Case, mode: str) -> str:
+    """Right within the case's tolerance, or where torch's own layers round more, within twice the error of eager code."""
     bench = Bench(case, "cpu")
     with torch.autograd.set_multithreading_enabled(False):
         error, right = bench.error(mode, bench.call("tritattn", mode)(0))
+        right = right or error <= 2 * bench.error(mode, bench.call("eager", mode)(0))[0]
     return "yes" if right else f"off by {error:.1e}"
 
 
@@ -114,31 +126,32 @@ def names() -> list[str]:
 
 
 def row(name: str, ask: Callable[[str, Case], Any], ask_cpu: Callable[[str, Case], Any], ask_inductor: Callable[[Case], Any]) -> dict[str, Any]:
-    def case(layout: str = "contiguous", dtype: str = "bf16", site: Site = SITE) -> Case:
-        return make_case(name, dtype, layout, traffic.BATCH, site)
+    def case(dtype: str, layout: str = "contiguous") -> Case:
+        return make_case(name, dtype, layout, traffic.BATCH, TRACED)
 
     found: dict[str, Any] = {"op": name, "module": type(tritattn.nn.create(name, 64, device="meta")).__name__, "checkpoints": checkpoints(name)}
     checks: dict[tuple[str, str, str], Any] = {}
     for layout in LAYOUTS:
         for dtype in DTYPES:
             for direction in ("forward", "backward"):
-                checks[direction, layout, dtype] = ask(direction, case(layout, dtype, TRACED))
+                checks[direction, layout, dtype] = ask(direction, case(dtype, layout))
     for axis, columns in enumerate((("forward", "backward"), tuple(LAYOUTS), tuple(DTYPES))):
         for column in columns:
             bad = [result for key, result in checks.items() if key[axis] == column and result != "yes"]
             found[column] = "; ".join(dict.fromkeys(map(str, bad))) or "yes"
     for check in ("compile", "export"):
-        found[check] = ask(check, case(dtype="fp32", site=TRACED))
-    cpu = [ask_cpu(direction, case(dtype="fp32", site=TRACED)) for direction in ("forward", "backward")]
+        found[check] = ask(check, case("fp32"))
+    cpu = [ask_cpu(direction, case("fp32")) for direction in ("forward", "backward")]
     found["cpu"] = "; ".join(dict.fromkeys(result for result in cpu if result != "yes")) or "yes"
-    bars, floors = case().op.bar_u, case().op.floor_u
-    counted = {layout: ask("moved", case(layout)) for layout in LAYOUTS}
-    others = {"eager": traffic.eager(case()), "compile": ask_inductor(dataclasses.replace(case(), n=traffic.TILES_FOR))}
+    small = counted_case(name, "contiguous")
+    bars, floors = small.op.bar_u, small.op.floor_u
+    counted = {layout: ask("moved", counted_case(name, layout)) for layout in LAYOUTS}
+    others = {"eager": traffic.eager(small), "compile": ask_inductor(dataclasses.replace(small, n=traffic.TILES_FOR))}
     for index, mode in enumerate(("fwd", "bwd")):
         found.update({f"bar_{mode}": bars[index], f"floor_{mode}": floors[index]})
         ours = [Moved(**moved[mode]) for moved in counted.values() if mode in moved]
         if len(ours) == len(LAYOUTS):
-            map_bytes = map_order(case()).map_numel * case().itemsize
+            map_bytes = map_order(small).map_numel * small.itemsize
             found[f"u_{mode}"] = max(moved.in_u(map_bytes)["total_u"] for moved in ours)
             found[f"launches_{mode}"] = max(moved.launches for moved in ours)
         for provider, moved in others.items():

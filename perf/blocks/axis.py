@@ -54,11 +54,11 @@ def _triplet_shapes(c: int, p: Params) -> dict[str, Any]:
 
 
 def _timm_coord(timm: Any, c: int, p: Params) -> nn.Module:
-    return timm.layers.CoordAttn(c, rd_channels=p["rd"])
+    return timm.layers.get_attn("coord")(c, rd_channels=p["rd"])
 
 
 def _timm_strip(timm: Any, c: int, p: Params) -> nn.Module:
-    return timm.layers.StripAttn(c, kernel_size=p["k"])
+    return timm.layers.get_attn("strip")(c, kernel_size=p["k"])
 
 
 BLOCKS = {

@@ -8,16 +8,12 @@ import torch
 
 from perf.cases import make_case
 from perf.counting import Counter, MapOrder, interpreted, map_order
+from perf.features import SITE, counted_case
 from perf.interpret import count
 from perf.ops import OPS
 from perf.shapes import STAGES, Site
 from tritattn import ops
 
-SITE = Site(1, 32, 16, 32, 4)
-# planes that fit on chip in either layout; a map whose (mean, maximum) of columns are not of its order
-SITES = dict.fromkeys(("shuffle", "simam"), Site(1, 64, 8, 8, 4)) | {"triplet": Site(1, 32, 32, 32, 4)}
-# hidden maps too small to count as maps
-SITES |= dict.fromkeys(("bam", "mscam", "aff", "iaff"), Site(1, 32, 16, 32, 2))
 # launches forward while the excite's weights are small
 LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3, "gc": 8, "gc_scale": 8, "gsop": 14, "shuffle": 1, "simam": 1, "sk": 7, "splat": 9}
 LAUNCHES |= {"coord": 16, "strip": 8, "triplet": 15, "bam": 24}
@@ -38,8 +34,7 @@ def warm():
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", OPS)
 def test_traffic_and_launches_stay_within_the_bars(name, layout):
-    block = name.split("+")[0]
-    case = make_case(name, "bf16", layout, 2, SITES.get(block, SITE), d=2)  # d: of GSoP's reduced map, small enough not to count
+    case = counted_case(name, layout)
     moved = count(case, 256)
     map_bytes = map_order(case).map_numel * case.itemsize
     for mode, bar in zip(("fwd", "bwd"), case.op.bar_u, strict=True):
