@@ -69,7 +69,7 @@ def forward(
         EVEN=spec.max_grad == "even",
         KIND=spec.kind if inside else "none", HIDDEN=spec.hidden, TAPS=w2.numel() if w2 is not None and spec.kind in ("conv", "circular") else 0,
         HAS_B1=b1 is not None, HAS_B2=b2 is not None, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
-        EXCITE_C=min(tuning.power_of_two(m.c), 256), EXCITE_R=8, num_warps=config.num_warps,
+        EXCITE_C=min(tuning.power_of_two(m.c), 128), EXCITE_R=32, num_warps=config.num_warps,
     )  # fmt: skip
     if spec.kind == "none" or inside:
         return out
