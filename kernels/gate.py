@@ -48,6 +48,10 @@ def combine_gates(x, s, q, COMBINE: tl.constexpr, JOINT: tl.constexpr = ""):
         if JOINT != "":
             factor = 1.0 + gate_function(factor, JOINT)
         slope = factor
+        if COMBINE == "sum" and JOINT == "":
+            # x s + x q may be NaN where x (s + q) is not: x infinite, and one of them zero
+            both = x * s + x * q
+            factor = tl.where(both != both, both, factor)
     return factor, slope, share
 
 

@@ -237,7 +237,7 @@ def plane_energy(x: Tensor, e_lambda: float) -> Tensor:
 def concurrent(x: Tensor, s: Tensor, q: Tensor, combine: str) -> Tensor:
     """scSE's two gates on one map: x s + x q, or their element-wise maximum."""
     x = x.to(accumulator(x.dtype))
-    return x * (s + q) if combine == "sum" else torch.maximum(x * s, x * q)
+    return torch.addcmul(x * s, x, q) if combine == "sum" else torch.maximum(x * s, x * q)
 
 
 def spatial_convolution(stats: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

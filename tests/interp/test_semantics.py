@@ -194,3 +194,10 @@ def test_split_attention_of_many_slices():
     torch.testing.assert_close(y, expected)
     g = torch.randn_like(y)
     torch.testing.assert_close(torch.autograd.grad(y, x, g), torch.autograd.grad(expected, x, g))
+
+
+@pytest.mark.parametrize("values", ["inf", "-inf"])
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_two_gates_of_an_infinite_value(seed, values):
+    """x s + x q is NaN where x is infinite and one gate is zero, which x (s + q) is not."""
+    check(BY_NAME["scse"], make(BY_NAME["scse"], (2, 8, 3, 3), values=values, seed=seed))
