@@ -48,11 +48,18 @@ def combine_gates(x, s, q, COMBINE: tl.constexpr, JOINT: tl.constexpr = ""):
         if JOINT != "":
             factor = 1.0 + gate_function(factor, JOINT)
         slope = factor
-        if COMBINE == "sum" and JOINT == "":
-            # x s + x q may be NaN where x (s + q) is not: x infinite, and one of them zero
-            both = x * s + x * q
-            factor = tl.where(both != both, both, factor)
     return factor, slope, share
+
+
+@triton.jit
+def gated(x, s, q, COMBINE: tl.constexpr):
+    """What combine_gates' factor makes of x; of a sum x s + x q, which is NaN where x is infinite and one of the two is zero."""
+    if COMBINE == "sum":
+        y = x * s + x * q
+    else:
+        factor, _, _ = combine_gates(x, s, q, COMBINE)
+        y = x * factor
+    return y
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .excite import arrive
-from .gate import combine_gates, output_cotangent, store_logits_grad
+from .gate import combine_gates, gated, output_cotangent, store_logits_grad
 from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile
 
 
@@ -117,8 +117,7 @@ def pixel_gate_group_fwd_kernel(
         s = tl.full([BLOCK_R, 1], 1.0, ACC)
         if HAS_CHANNEL:
             s = load_channels(logits_ptr + n.to(tl.int64) * C, c, C, GATE, HW, ROWS, BLOCK_R, BLOCK_P, ACC)
-        factor, _, _ = combine_gates(x.to(ACC), s, h, COMBINE)
-        y = x.to(ACC) * factor
+        y = gated(x.to(ACC), s, h, COMBINE)
         if HAS_RESIDUAL:
             y += load_tile(residual_ptr + image, offsets, mask, ACC)
         tl.store(y_ptr + image + offsets, activation(y, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)

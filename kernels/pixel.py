@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .excite import arrive
-from .gate import combine_gates, combine_logits_grad, load_gates, output_cotangent
+from .gate import combine_gates, combine_logits_grad, gated, load_gates, output_cotangent
 from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile, tile_offsets
 
 
@@ -48,8 +48,7 @@ def pixel_gate_fwd_kernel(
         if not RESIDENT:
             x = load_tile(x_ptr + image, offsets, mask, ACC)
         s, _ = load_gates(logits_ptr, q_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, False, ACC)
-        factor, _, _ = combine_gates(x, s[:, None], h[None, :], COMBINE)
-        y = x * factor
+        y = gated(x, s[:, None], h[None, :], COMBINE)
         if HAS_RESIDUAL:
             y += load_tile(residual_ptr + image, offsets, mask, ACC)
         tl.store(y_ptr + image + offsets, activation(y, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
