@@ -110,13 +110,24 @@ def traffic(
 @app.command()
 def codegen(
     csv: Annotated[Path, typer.Option(help="where the rows go; an interrupted run of the same command goes on in it")],
+    ops: Annotated[str | None, typer.Option(help="comma list of ops, as for sweep")] = None,
+    dtypes: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.DTYPES)}")] = None,
+    targets: Annotated[str | None, typer.Option(help="comma list of sm_80, sm_90, sm_100 and gfx942")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="one configuration per kernel and layout, in bf16")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
 ) -> None:
     """Compile the kernels for sm_80, sm_90, sm_100 and gfx942: registers, spills, shared memory, width of map accesses. No GPU needed."""
     from . import codegen as compiling
 
-    compiling.codegen(csv, console, quick=quick, resume=not fresh)
+    compiling.codegen(
+        csv,
+        console,
+        quick=quick,
+        op_names=_several(ops, OPS),
+        dtypes=_several(dtypes, ("bf16",) if quick else tuple(cases.DTYPES), tuple(cases.DTYPES)),
+        targets=_several(targets, tuple(compiling.TARGETS), tuple(compiling.TARGETS)),
+        resume=not fresh,
+    )
     console.print(f"rows in {csv}")
 
 

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .cases import Case, Inputs, all_cases
+from .cases import DTYPES, LAYOUTS, Case, Inputs, all_cases
 from .counting import map_order
 from .environment import environment
 from .ops import OPS
@@ -246,12 +246,10 @@ def shipped() -> set[str]:
     return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
 
 
-def collect(quick: bool) -> list[Launch]:
+def collect(quick: bool, op_names: Sequence[str] = OPS, dtypes: Sequence[str] = tuple(DTYPES)) -> list[Launch]:
     """Launches to compile, each kernel, configuration, dtype and layout once; with `quick` one per kernel and layout."""
-    dtypes = ("bf16",) if quick else ("bf16", "fp16", "fp32", "fp64")
-    cases = all_cases(OPS, SETS, dtypes, ("contiguous", "channels_last"))
     found: dict[tuple[str, ...], Launch] = {}
-    for case in cases:
+    for case in all_cases(op_names, SETS, dtypes, LAYOUTS):
         for launch in launches(case):
             key = (launch.name, launch.layout) if quick else (launch.name, launch.layout, launch.dtype, launch.config)
             found.setdefault(key, launch)
@@ -269,12 +267,15 @@ def _job(index: int) -> dict[str, Any]:
     return row(*_work[index])
 
 
-def codegen(path: str | os.PathLike[str], console: Console, *, quick: bool = False, resume: bool = True) -> Path:
+def codegen(
+    path: str | os.PathLike[str], console: Console, *, quick: bool = False, op_names: Sequence[str] = OPS, dtypes: Sequence[str] = tuple(DTYPES),
+    targets: Sequence[str] = tuple(TARGETS), resume: bool = True,
+) -> Path:  # fmt: skip
     global _work
-    found = collect(quick)
+    found = collect(quick, op_names, dtypes)
     columns = (TextColumn("codegen {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Writer(path, CODEGEN, environment("cpu"), resume=resume) as writer:
-        wanted = [(launch, target) for target in TARGETS for launch in found if TARGETS[target][0] == "cuda" or not launch.cooperative]
+        wanted = [(launch, target) for target in targets for launch in found if TARGETS[target][0] == "cuda" or not launch.cooperative]
         _work = [(launch, target) for launch, target in wanted if not writer.has(identity(launch, target))]
         # compilers take a core each and share nothing; forked, because launches hold kernels that cannot be sent
         pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
@@ -283,7 +284,7 @@ def codegen(path: str | os.PathLike[str], console: Console, *, quick: bool = Fal
             for made in pool.imap(_job, range(len(_work))):
                 writer.write(made)
                 progress.update(task, advance=1, description=made["kernel"])
-        for name in sorted(shipped() - {launch.name for launch in found}):
+        for name in sorted(shipped() - {launch.name for launch in found}) if op_names == OPS else ():
             writer.write({"kernel": name, "config": "", "layout": "", "dtype": "", "target": "", "status": "not reached by any op of the harness"})
         print_codegen(writer.rows, console)
     return Path(path)

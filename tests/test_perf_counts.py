@@ -209,7 +209,7 @@ def test_what_cannot_compile_is_a_row():
 
 
 def test_quick_codegen_reaches_every_shipped_kernel():
-    found = codegen.collect(quick=True)
+    found = codegen.collect(quick=True, dtypes=("bf16",))
     assert {launch.name for launch in found} == codegen.shipped()
     assert len({(launch.name, launch.layout) for launch in found}) == len(found) and {launch.dtype for launch in found} == {"bf16"}
 
