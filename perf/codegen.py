@@ -125,6 +125,8 @@ def compile_for(launch: Launch, target: str) -> Any:
     kernel, gpu = launch.kernel, GPUTarget(*TARGETS[target])
     backend = make_backend(gpu)
     kwargs = {**launch.kwargs, "debug": False}
+    if gpu.backend == "hip":
+        kwargs.pop("maxnreg", None)  # a matter of NVIDIA's assembler
     bound, specialization, options = create_function_from_signature(kernel.signature, kernel.params, backend)(*launch.args, **kwargs)
     options, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, options)
     source = ASTSource(kernel, signature, constants, attributes)

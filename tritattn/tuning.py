@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class Config:
 
     group (role "pixel" alone): BLOCK_C channels x all positions per program; the programs of an image hold it together and wait for each other, and
     `splits` images are held at once.
+    maxnreg: registers that a thread may take; 0 leaves it to NVIDIA's assembler, which in some kernels spills a few to fit one program more on a
+    multiprocessor, and given a number spills at that number alone.
     """
 
     block_c: int
@@ -33,10 +35,23 @@ class Config:
     num_warps: int = 4
     source: str = "rule"
     group: bool = False
+    maxnreg: int = 0
 
     @property
     def key(self) -> str:
-        return f"c{self.block_c}p{self.block_p}s{self.splits}w{self.num_warps}" + "g" * self.group
+        limit = f"r{self.maxnreg}" if self.maxnreg else ""
+        return f"c{self.block_c}p{self.block_p}s{self.splits}w{self.num_warps}{limit}" + "g" * self.group
+
+    @cached_property
+    def options(self) -> dict[str, int]:
+        """What Triton is told about a launch beside its arguments."""
+        limited = self.maxnreg and torch.version.hip is None
+        return {"num_warps": self.num_warps, "maxnreg": self.maxnreg} if limited else {"num_warps": self.num_warps}
+
+    @cached_property
+    def args(self) -> dict[str, int]:
+        """The tile as kernels take it, and the options."""
+        return {"BLOCK_C": self.block_c, "BLOCK_P": self.block_p, **self.options}
 
 
 _forced: dict[str, Any] = {}
@@ -144,7 +159,8 @@ def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
         while block_p > 32 and n * -(-hw // block_p) < sms:
             block_p //= 2
         block_c = max(1, min(power_of_two(c), 4 * 32 * each // block_p))
-    return Config(block_c, block_p, num_warps=_warps(block_c, block_p, each))
+    # a limit that no kernel reaches whose tile is as large as this
+    return Config(block_c, block_p, num_warps=_warps(block_c, block_p, each), maxnreg=96)
 
 
 def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1, elements: int = 8192) -> Config:
@@ -168,7 +184,8 @@ def _group(n: int, c: int, hw: int, itemsize: int, sms: int, maps: int = 1) -> C
     block_c = min(power_of_two(c), GROUP_BYTES // max(maps, min(rows, 2)) // itemsize // block_p)
     if block_c < rows or -(-c // block_c) > sms:
         return None
-    return Config(block_c, block_p, min(n, sms // -(-c // block_c)), 8, group=True)
+    # one program per multiprocessor is all that is counted on: no spills for the sake of a second
+    return Config(block_c, block_p, min(n, sms // -(-c // block_c)), 8, group=True, maxnreg=248)
 
 
 def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:

@@ -68,8 +68,8 @@ def forward(
         out.hidden, out.logits, w1, b1, w2, b2, R=r, K=k, ROWS=rows, SPLITS=splits, **m.args, HAS_OTHER=other is not None, **pool_rows(spec.pools),
         EVEN=spec.max_grad == "even",
         KIND=spec.kind if inside else "none", HIDDEN=spec.hidden, TAPS=w2.numel() if w2 is not None and spec.kind in ("conv", "circular") else 0,
-        HAS_B1=b1 is not None, HAS_B2=b2 is not None, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
-        EXCITE_C=min(tuning.power_of_two(m.c), 128), EXCITE_R=32, num_warps=config.num_warps,
+        HAS_B1=b1 is not None, HAS_B2=b2 is not None, EXCITE_C=min(tuning.power_of_two(m.c), 128),
+        EXCITE_R=32, **config.args,
     )  # fmt: skip
     if spec.kind == "none" or inside:
         return out

@@ -162,7 +162,7 @@ def gate_forward(
     kernels().gate_fwd_kernel[(programs,)](
         m.x, logits, spatial, shift, m.same(residual), y, **m.args, **gates(spec), HAS_CHANNEL=logits is not None,
         HAS_SPATIAL=spatial is not None, HAS_SHIFT=shift is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
-        BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        **config.args,
     )  # fmt: skip
     return m.output(y)
 
@@ -216,7 +216,7 @@ def gate_backward_channel(
         x_ptr=m.x, logits_ptr=logits, stats_ptr=stats, dstats_ptr=dstats, saux_ptr=saux, extra_ptr=extra, part_ptr=part,
         counter_ptr=counters(m.x, m.n * blocks_c) if splits > 1 else None, da_ptr=da, dx_ptr=dx, dlogits_ptr=dlogits, **m.args, **args,
         SPLITS=splits, GATE=spec.gate, STORE_DA=da is not None, STORE_DX=dx is not None, HAS_STATS=spatial is not None,
-        EVEN=spec.max_grad == "even", HAS_EXTRA=extra is not None, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        EVEN=spec.max_grad == "even", HAS_EXTRA=extra is not None, **config.args,
     )  # fmt: skip
     return dlogits
 
@@ -234,7 +234,7 @@ def gate_backward_column(
         part_ptr=m.small(m.n, blocks_p, m.c) if logits is not None else None,
         counter_ptr=counters(m.x, m.n) if logits is not None else None, dlogits_ptr=dlogits, **m.args, **cotangent.args(),
         **gates(spec), HAS_CHANNEL=logits is not None, STORE_DA=cotangent.da is not None, STORE_DX=dx is not None,
-        BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        **config.args,
     )  # fmt: skip
     return dspatial, dlogits
 
@@ -264,6 +264,6 @@ def gate_backward_input(
         K=dz.shape[1] if dz is not None else 1, ROWS=z.shape[1] if z is not None else 1, **gates(spec), HAS_CHANNEL=logits is not None,
         HAS_SPATIAL=spatial is not None, HAS_THROUGH=through is not None, HAS_G=cotangent is not None,
         NEED_X=need_x, HAS_STATS=statistics is not None, SPATIAL_EVEN=even, EVEN=even, HAS_PIXEL=pixel is not None,
-        BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        **config.args,
     )  # fmt: skip
     return m.output(dx)

@@ -51,7 +51,7 @@ class _Walk:
         vec_w = 1 if m.channels_last else vector(self.w)
         self.args = {name: m.args[name] for name in ("C_V", "VEC_C", "CHANNELS_LAST", "LARGE", "ACC")} | dict(
             H=self.h, W_V=self.w // vec_w, VEC_W=vec_w, SPLITS=config.splits, HAS_PIXEL=spec.pixel, BLOCK_C=config.block_c,
-            BLOCK_H=config.block_p // block_w, BLOCK_W=block_w, num_warps=config.num_warps,
+            BLOCK_H=config.block_p // block_w, BLOCK_W=block_w, **config.options,
         )  # fmt: skip
         self.cut = dict(SPLIT_C=blocks_c > 1, SPLIT_W=blocks_w > 1)
 

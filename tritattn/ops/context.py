@@ -34,9 +34,7 @@ def _groups(m: Map) -> tuple[int, dict]:
     config = m.config("context")
     resident = config.block_c >= m.c
     groups = config.splits if resident else -(-m.hw // config.block_p)
-    return groups, dict(
-        m.args, groups=groups, RESIDENT=resident, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps
-    )  # fmt: skip
+    return groups, dict(m.args, groups=groups, RESIDENT=resident, **config.args)  # fmt: skip
 
 
 def _launch(x, w, b, spec: Spec) -> tuple[Tensor, ...]:
@@ -125,8 +123,7 @@ def _gate_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> S
         kernels().shifted_gate_bwd_kernel[(m.n * blocks_c * config.splits,)](
             x_ptr=m.x, scale_ptr=scale, shift_ptr=shift, part_ptr=m.small(m.n, config.splits, 2, m.c), counter_ptr=counters(m.x, m.n * blocks_c),
             da_ptr=cotangent.da, dscale_ptr=dscale, dshift_ptr=dshift, **m.args, **cotangent.args(), SPLITS=config.splits, GATE=spec.gate,
-            HAS_SCALE=scale is not None, STORE_DA=cotangent.da is not None, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
-            num_warps=config.num_warps,
+            HAS_SCALE=scale is not None, STORE_DA=cotangent.da is not None, **config.args,
         )  # fmt: skip
     return None if cotangent.da is None else m.output(cotangent.da), dscale, dshift, None, None, None
 

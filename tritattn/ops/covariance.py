@@ -35,7 +35,7 @@ def _args(m: Map) -> tuple[int, int, dict]:
     block_c, block_p = max(16, config.block_c), max(16, config.block_p)
     # three bf16 numbers hold an fp32 one, and of their nine products six are large enough to count; the interpreter knows none of this
     precision = "ieee" if m.acc == torch.float64 or INTERPRET else "bf16x6"
-    args = dict(m.args, PRECISION=precision, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=config.num_warps)
+    args = dict(m.args, PRECISION=precision, BLOCK_C=block_c, BLOCK_P=block_p, **config.options)
     return -(-m.c // block_c), -(-m.hw // block_p), args
 
 
@@ -86,7 +86,7 @@ def _rectify_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -
     config = m.config("tile")
     kernels().rectified_bwd_kernel[(m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p),)](
         m.same(da), m.x, m.same(drectified), None if da is None else logits.contiguous(), dx, **m.args, GATE=spec.gate, HAS_CHANNEL=da is not None,
-        HAS_DA=da is not None, HAS_RECTIFIED=drectified is not None, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        HAS_DA=da is not None, HAS_RECTIFIED=drectified is not None, **config.args,
     )  # fmt: skip
     return [m.output(dx)]
 

@@ -36,7 +36,7 @@ def _tile(m: Map) -> tuple[int, dict[str, Any]]:
     """(programs, the kernels' arguments about tiles) of an elementwise pass."""
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
-    return programs, dict(m.args, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps)
+    return programs, dict(m.args, **config.args)
 
 
 def _blend_forward(
@@ -68,7 +68,7 @@ def _blend_backward(
         dlocal_ptr=dlocal, dpooled_ptr=dpooled, **m.args, **cotangent.args(), SPLITS=splits, GATE=spec.gate, FACTOR=spec.factor,
         HAS_OTHER=other is not None, HAS_POOLED=pooled is not None, STORE_DA=cotangent.da is not None, STORE_DX=dx is not None,
         STORE_DOTHER=dother is not None, STORE_DLOCAL=dlocal is not None, STORE_DPOOLED=dpooled is not None,
-        BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        **config.args,
     )  # fmt: skip
     return [*(None if d is None else m.output(d) for d in (dx, dother, dlocal)), dpooled]
 

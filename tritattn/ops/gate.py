@@ -44,7 +44,7 @@ def _launch(x, logits, spatial, weights, residual, spec: Spec) -> tuple[Tensor, 
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
     kernels().broadcast_gate_fwd_kernel[(programs,)](
         x_ptr=m.x, residual_ptr=m.same(residual), y_ptr=y, **m.args, **_broadcast(m, weights), GATE=spec.gate,
-        HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation, **config.args,
     )  # fmt: skip
     return (m.output(y),)
 
@@ -83,8 +83,7 @@ def _broadcast_backward(m: Map, weights: Tensor, spec: Spec, cotangent: Cotangen
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
     kernels().broadcast_gate_bwd_kernel[(programs,)](
         x_ptr=m.x, da_ptr=cotangent.da, dx_ptr=dx, dweights_ptr=dw, **m.args, **_broadcast(m, weights), **cotangent.args(), GATE=spec.gate,
-        STORE_DA=cotangent.da is not None, STORE_DX=dx is not None, STORE_DW=need, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
-        num_warps=config.num_warps,
+        STORE_DA=cotangent.da is not None, STORE_DX=dx is not None, STORE_DW=need, **config.args,
     )  # fmt: skip
     return None if dw is None else dw.sum_to_size(weights.shape).to(weights.dtype)
 

@@ -58,7 +58,7 @@ def _rows(m: Map, small: Tensor) -> tuple[int, dict[str, Any]]:
     args = {name: value for name, value in m.args.items() if name not in ("HW_V", "VEC_P")}
     return m.n * -(-m.c // config.block_c) * -(-hs // rows), dict(
         **args, H=height, W_V=width // vec, VEC_W=vec, HS=hs, WS=ws, rows=rows, BLOCK_C=config.block_c, BLOCK_W=block_w,
-        BLOCK_J=min(tuning.power_of_two(ws), config.block_p), num_warps=config.num_warps,
+        BLOCK_J=min(tuning.power_of_two(ws), config.block_p), **config.options,
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def _tile(m: Map, small: Tensor) -> tuple[int, dict[str, Any]]:
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
     args = dict(W=m.x.shape[3], HS=small.shape[2], WS=small.shape[3], **_scales(m, small))
-    return programs, dict(**m.args, **args, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps)
+    return programs, dict(**m.args, **args, **config.args)
 
 
 def _scales(m: Map, small: Tensor) -> dict[str, float]:

@@ -28,11 +28,8 @@ class Groups:
         self.args: dict[str, Any] = dict(
             part_ptr=m.small(self.images, blocks, m.hw), counter_ptr=counters(m.x, 2 * m.n), N=m.n, C_V=m.c // rows, HW=m.hw, ROWS=rows,
             BLOCK_R=block_r, BLOCK_P=block_p, BLOCK_S=min(tuning.power_of_two(blocks), max(1, 4096 // block_p)), ACC=m.acc_tl,
-            num_warps=config.num_warps,
             # every program of a group has to run, or the others wait for ever
-            launch_cooperative_grid=True,
-            # one program per multiprocessor is all that is counted on: no spills for the sake of a second
-            maxnreg=248,
+            launch_cooperative_grid=True, **config.options,
         )  # fmt: skip
 
 
@@ -51,7 +48,7 @@ def _pixel_forward(m: Map, w, b, logits: Tensor | None, residual: Tensor | None,
         kernels().pixel_gate_group_fwd_kernel[group.grid](*args, **group.args, **flags)
     else:
         kernels().pixel_gate_fwd_kernel[(m.n * -(-m.hw // config.block_p),)](
-            *args, **m.args, **flags, RESIDENT=config.block_c >= m.c, BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps
+            *args, **m.args, **flags, RESIDENT=config.block_c >= m.c, **config.args
         )
     return m.output(y), q
 
@@ -79,8 +76,7 @@ def _pixel_backward(
         dw = m.small(m.n * groups, m.c)
         kernels().pixel_gate_bwd_kernel[(m.n * groups,)](
             **args, dw_part_ptr=dw, ds_part_ptr=m.small(m.n, groups, m.c) if channel else None, counter_ptr=counters(m.x, m.n) if channel else None,
-            groups=groups, **m.args, **cotangent.args(), **flags, RESIDENT=resident, BLOCK_C=config.block_c, BLOCK_P=config.block_p,
-            num_warps=config.num_warps,
+            groups=groups, **m.args, **cotangent.args(), **flags, RESIDENT=resident, **config.args,
         )  # fmt: skip
     return dq, dw.sum(0), dlogits
 

@@ -37,7 +37,7 @@ def _arguments(m: Map, params: Sequence[Tensor | None], spec: PlaneSpec) -> dict
         **{f"{name}_ptr": matrix(t) for name, t in zip(PARAMETERS, params, strict=True)}, **m.args,
         per_group=m.c // spec.groups if spec.groups else m.c, SHUFFLE=spec.groups > 0, HAS_AFFINE=params[4] is not None, EPS=float(spec.eps),
         GATE=spec.gate, RESIDENT=config.block_p >= m.hw, BLOCK_C=_channels(m, config.block_c, spec), BLOCK_P=config.block_p,
-        num_warps=config.num_warps,
+        **config.options,
     )  # fmt: skip
 
 

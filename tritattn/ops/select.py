@@ -120,7 +120,7 @@ def _squeeze_launch(*args: Any) -> tuple[Tensor, ...]:
     splits, programs = config.splits, m.n * -(-m.c // config.block_c)
     kernels().select_squeeze_fwd_kernel[(programs * splits,)](
         part_ptr=m.small(m.n, splits, m.c) if splits > 1 else None, counter_ptr=counters(m.x, programs) if splits > 1 else None, z_ptr=z,
-        SPLITS=splits, **_arguments(m, inputs, spec), BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        SPLITS=splits, **_arguments(m, inputs, spec), **config.args,
     )  # fmt: skip
     return z, *slots
 
@@ -137,7 +137,7 @@ def _squeeze_backward(grads: Any, inputs: Any, saved: Any, spec: SelectSpec, nee
     kernels().select_bwd_input_kernel[(programs,)](
         g_ptr=m.same(da), logits_ptr=None if logits is None else logits.contiguous(), dz_ptr=None if dz is None else dz.contiguous(), **pointers,
         GROUP=m.c // spec.groups, GATE=spec.gate, HAS_G=da is not None, HAS_Z=dz is not None, STORE=store, **_arguments(m, inputs, spec),
-        BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        **config.args,
     )  # fmt: skip
     originals = [inputs[0] if t is None else t for t in inputs[:POINTERS]]
     dx = [None if t is None else _like(t, original) for t, original in zip(found, originals, strict=True)]
@@ -162,8 +162,7 @@ def _gate_launch(*args: Any) -> tuple[Tensor, ...]:
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
     kernels().select_gate_fwd_kernel[(programs,)](
         logits_ptr=logits.contiguous(), residual_ptr=m.same(residual), y_ptr=y, GROUP=m.c // spec.groups, GATE=spec.gate,
-        HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation, **_arguments(m, inputs, spec), BLOCK_C=config.block_c,
-        BLOCK_P=config.block_p, num_warps=config.num_warps,
+        HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation, **_arguments(m, inputs, spec), **config.args,
     )  # fmt: skip
     return (m.output(y),)
 
@@ -181,7 +180,7 @@ def _gate_backward(grads: Any, inputs: Any, saved: Any, spec: SelectSpec, needs:
         g_ptr=m.same(g), logits_ptr=logits.contiguous(), residual_ptr=m.same(residual), part_ptr=m.small(m.n, splits, spec.branches, m.c),
         counter_ptr=counters(m.x, programs), da_ptr=da, dlogits_ptr=dlogits, GROUP=m.c // spec.groups, SPLITS=splits,
         GATE=spec.gate, HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
-        STORE_DA=da is not None, **_arguments(m, maps, spec), BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        STORE_DA=da is not None, **_arguments(m, maps, spec), **config.args,
     )  # fmt: skip
     return [None if da is None else m.output(da), *(None,) * (len(maps) - 1), dlogits, None, None, None]
 

@@ -57,7 +57,7 @@ def _launch(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var
     k = kernels()
     k.spatial_squeeze_fwd_kernel[(m.n * -(-m.hw // config.block_p),)](
         m.x, logits, stats, aux, **m.args, GATE=spec.gate, HAS_CHANNEL=spec.kind != "none", EVEN=spec.max_grad == "even",
-        BLOCK_C=config.block_c, BLOCK_P=config.block_p, num_warps=config.num_warps,
+        **config.args,
     )  # fmt: skip
     if weight is None:
         return stats.clone(), *rest
