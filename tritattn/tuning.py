@@ -106,7 +106,7 @@ def choose(
 ) -> Config:  # fmt: skip
     """The tiles of a pass over an [n, c, hw] map; for "channel", "tile" and a group of "pixel" over as many as `maps` at once.
 
-    role: "channel" reduces positions; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane"
+    role: "channel" reduces positions, and "means" and "pools" do to nothing but statistics; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane"
     and "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs; "lines" and "extremes"
     walk down rows of `row` positions, which `splits` cuts: block_p positions are as much of a row as fits, or several rows; "rows"
     walks rows of `hw` positions; "tile" is elementwise.
@@ -134,6 +134,16 @@ def _channel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: i
     programs = n * -(-c // tile.block_c)
     steps = -(-hw // tile.block_p)
     return replace(tile, splits=min(steps, power_of_two(-(-4 * sms // max(programs, 1)))))
+
+
+def _means(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    # a limit that leaves four programs to a multiprocessor
+    return replace(_channel(n, c, hw, itemsize, channels_last, sms), maxnreg=64 if itemsize < 8 else 0)
+
+
+def _pools(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    # two bytes keep what was loaded in half of the registers, and do without a limit
+    return replace(_channel(n, c, hw, itemsize, channels_last, sms), maxnreg=80 if itemsize == 4 else 0)
 
 
 def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1) -> Config:
@@ -165,6 +175,8 @@ def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
 
 def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1, elements: int = 8192) -> Config:
     block_c = power_of_two(c)
+    if maps > 1 and (channels_last or hw % 4):
+        elements //= 2  # of two maps all would take too many registers; rows that can be loaded in vectors get by
     block_p = max(1, min(power_of_two(hw), elements // block_c, 256))
     # a resident tile of a few positions would waste most of every 32-byte sector of channels-first rows
     resident = c <= RESIDENT_CHANNELS and (channels_last or block_p >= hw or block_p * itemsize >= 32)
@@ -254,6 +266,8 @@ def _rows(n: int, c: int, w: int, itemsize: int, channels_last: bool, sms: int) 
 
 _RULES: dict[str, Callable[..., Config]] = {
     "channel": _channel,
+    "means": _means,
+    "pools": _pools,
     "tile": _tile,
     "column": _column,
     "pixel": _pixel,
