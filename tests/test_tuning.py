@@ -3,7 +3,14 @@
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
+from perf.cases import make_case
+from perf.codegen import launches
+from perf.shapes import STAGES
 from tritattn import tuning
+from tritattn.ops import pixel
+from tritattn.ops._launch import kernels
 
 GPU, INTERPRETER = torch.device("meta"), torch.device("cpu")
 SHORT_ROWS = ("pixel", 256, 1024, 196, 2)
@@ -42,6 +49,33 @@ def test_an_image_that_fits_in_no_group_is_walked():
 
 def test_no_program_waits_where_no_launch_runs_all_of_them(amd):
     assert not tuning.choose(*SHORT_ROWS, False, GPU).group
+
+
+@pytest.mark.parametrize("reason", ["too many blocks in cooperative launch", "operation not supported"])
+def test_a_device_that_refuses_a_cooperative_launch_walks(monkeypatch, reason):
+    monkeypatch.setattr(tuning, "_refused", set())
+    case = make_case("scse_max+residual+relu", "bf16", "contiguous", 256, STAGES[3])
+    assert sum(launch.cooperative for launch in launches(case)) == 2
+
+    class Refusing:
+        def __getattr__(self, name):
+            return self if "group" in name else getattr(kernels(), name)
+
+        def __getitem__(self, grid):
+            raise RuntimeError(f"Triton Error [CUDA]: {reason}")
+
+    monkeypatch.setattr(pixel, "kernels", Refusing)
+    with pytest.warns(RuntimeWarning, match=f"walks maps of short rows twice on meta.*{reason}") as warned:
+        walked = [launch.name for launch in launches(case)]
+    tuning.choose.cache_clear()
+    assert len(warned) == 1
+    assert {"pixel_gate_fwd_kernel", "pixel_gate_bwd_kernel"} < set(walked) and not any("group" in name for name in walked)
+
+
+def test_another_error_of_a_cooperative_launch_is_raised():
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        tuning.refused(GPU, RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"))
+    assert tuning.cooperative(GPU)
 
 
 def test_no_program_waits_in_the_interpreter_of_triton():

@@ -6,6 +6,7 @@ Every rank of a job and every run gets the same tiles for the same shape, so the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -89,7 +90,24 @@ def cooperative(device: torch.device) -> bool:
     Every NVIDIA GPU that the kernels run on has it, and on each of its multiprocessors fits a program of 8 warps, whatever registers these take.
     AMD's is not relied on, and Triton's interpreter runs one program after another.
     """
-    return torch.version.hip is None and device.type != "cpu"
+    return torch.version.hip is None and device.type != "cpu" and device not in _refused
+
+
+def refused(device: torch.device, error: RuntimeError) -> None:
+    """After a cooperative launch that failed: where the device refused it, no program waits for another on it from now on; raises any other error.
+
+    A device refuses where a process may use a part of it only, which its properties do not always say.
+    """
+    if not any(reason in str(error) for reason in _REFUSALS):
+        raise error
+    warnings.warn(f"tritattn walks maps of short rows twice on {device}, which refused a cooperative launch ({error})", RuntimeWarning, stacklevel=2)
+    _refused.add(device)
+    choose.cache_clear()
+
+
+_refused: set[torch.device] = set()
+# CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE and CUDA_ERROR_NOT_SUPPORTED
+_REFUSALS = ("too many blocks in cooperative launch", "operation not supported")
 
 
 def rows_together(c: int, hw: int, itemsize: int) -> int:
@@ -106,10 +124,10 @@ def choose(
 ) -> Config:  # fmt: skip
     """The tiles of a pass over an [n, c, hw] map; for "channel", "tile" and a group of "pixel" over as many as `maps` at once.
 
-    role: "channel" reduces positions, and "means" and "pools" do to nothing but statistics; "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane"
-    and "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs; "lines" and "extremes"
-    walk down rows of `row` positions, which `splits` cuts: block_p positions are as much of a row as fits, or several rows; "rows"
-    walks rows of `hw` positions; "tile" is elementwise.
+    role: "channel" reduces positions, and so do "means" and "pools", to statistics alone; "column", "pixel" and "context" own all channels of their
+    positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all positions of their channels, at once where they fit,
+    "covariance" the covariances of theirs; "lines" and "extremes" walk down rows of `row` positions, which `splits` cuts: block_p positions are as
+    much of a row as fits, or several rows; "rows" walks rows of `hw` positions; "tile" is elementwise.
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))

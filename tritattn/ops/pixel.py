@@ -45,11 +45,14 @@ def _pixel_forward(m: Map, w, b, logits: Tensor | None, residual: Tensor | None,
     config = m.config("pixel")
     if config.group and not m.channels_last:
         group = Groups(m, config)
-        kernels().pixel_gate_group_fwd_kernel[group.grid](*args, **group.args, **flags)
+        try:
+            kernels().pixel_gate_group_fwd_kernel[group.grid](*args, **group.args, **flags)
+        except RuntimeError as error:
+            tuning.refused(m.x.device, error)
+            return _pixel_forward(m, w, b, logits, residual, spec)
     else:
-        kernels().pixel_gate_fwd_kernel[(m.n * -(-m.hw // config.block_p),)](
-            *args, **m.args, **flags, RESIDENT=config.block_c >= m.c, **config.args
-        )
+        programs = m.n * -(-m.hw // config.block_p)
+        kernels().pixel_gate_fwd_kernel[(programs,)](*args, **m.args, **flags, RESIDENT=config.block_c >= m.c, **config.args)
     return m.output(y), q
 
 
@@ -69,7 +72,11 @@ def _pixel_backward(
     if config.group and not m.channels_last:
         group = Groups(m, config)
         dw = m.small(m.n, m.c)
-        kernels().pixel_gate_group_bwd_kernel[group.grid](**args, dw_part_ptr=dw, **group.args, **cotangent.args(), **flags)
+        try:
+            kernels().pixel_gate_group_bwd_kernel[group.grid](**args, dw_part_ptr=dw, **group.args, **cotangent.args(), **flags)
+        except RuntimeError as error:
+            tuning.refused(m.x.device, error)
+            return _pixel_backward(m, w, logits, q, spec, cotangent, dx)
     else:
         resident = config.block_c >= m.c
         groups = config.splits if resident else -(-m.hw // config.block_p)
