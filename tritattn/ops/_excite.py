@@ -56,7 +56,7 @@ def forward(
     w1, b1, w2, b2 = (matrix(t) for t in (w1, b1, w2, b2))
     out = fake(m.x, w1, spec)
     k, rows, r = _sizes(w1, spec)
-    config = m.config("means" if spec.pools == "avg" else "pools")
+    config = m.config("channel" if spec.kind == "mlp" else "means" if spec.pools == "avg" else "pools")
     blocks_c = -(-m.c // config.block_c)
     splits = config.splits
     weights = sum(t.numel() * t.element_size() for t in (w1, w2) if t is not None)
