@@ -124,8 +124,8 @@ def choose(
 ) -> Config:  # fmt: skip
     """The tiles of a pass over an [n, c, hw] map; for "channel", "tile" and a group of "pixel" over as many as `maps` at once.
 
-    role: "channel" reduces positions, and so do "means" and "pools", without an MLP after them; "column", "pixel" and "context" own all channels of their
-    positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all positions of their channels, at once where they fit,
+    role: "channel" reduces positions, and so do "means" and "pools", without an MLP after them; "column", "pixel" and "context" own all channels
+    of their positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all positions of their channels, at once where they fit,
     "covariance" the covariances of theirs; "lines" and "extremes" walk down rows of `row` positions, which `splits` cuts: block_p positions are as
     much of a row as fits, or several rows; "rows" walks rows of `hw` positions; "tile" is elementwise.
     """
