@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,10 @@ import typer
 from rich.console import Console
 
 from . import cases, providers, shapes
+from . import models as real
 from . import sweep as sweeps
 from .environment import ROOT
+from .networks import NETWORKS, parse
 from .ops import OPS, op
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -23,13 +26,15 @@ QUICK_TRAFFIC_SECONDS = 100.0
 QUICK_TRAFFIC = ("se", "cbam", "sse", "scse", "se+residual+relu", "cbam+residual+relu", "eca")
 
 
-def _several(text: str | None, default: tuple[str, ...], known: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """A comma list from the command line."""
+def _several(
+    text: str | None, default: tuple[str, ...], known: tuple[str, ...] | None = None, check: Callable[[str], object] = op
+) -> tuple[str, ...]:
+    """A comma list from the command line; check raises ValueError for a name that is none, where there is no list of those known."""
     names = tuple(part.strip() for part in text.split(",") if part.strip()) if text else default
     for name in names:
         if known is None:
             try:
-                op(name)
+                check(name)
             except ValueError as error:
                 raise typer.BadParameter(str(error)) from None
         elif name not in known:
@@ -78,6 +83,37 @@ def sweep(
         compile_cases=1 if quick and chosen == "cpu" else None,
     )
     sweeps.sweep(plan, csv, chosen, console, resume=not fresh)
+    console.print(f"rows in {csv}")
+
+
+@app.command()
+def models(
+    csv: Annotated[Path, typer.Option(help="where the rows go; an interrupted run of the same command goes on in it")],
+    networks: Annotated[str | None, typer.Option(help=f"comma list of timm/NAME[+BLOCK] and torchvision/NAME[+BLOCK]; {', '.join(NETWORKS)}")] = None,
+    executions: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(real.EXECUTIONS)}")] = None,
+    modes: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(real.MODES)}")] = None,
+    dtypes: Annotated[str | None, typer.Option(help="comma list of bf16, fp32")] = None,
+    layouts: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.LAYOUTS)}")] = None,
+    batches: Annotated[str | None, typer.Option(help="comma list of batch sizes, instead of each mode's own")] = None,
+    size: Annotated[int | None, typer.Option(help="of the images")] = None,
+    budget: Annotated[float | None, typer.Option(help="seconds; the most important rows come first")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; a GPU where there is one")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a budget of a minute, and on a CPU no compiling")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
+) -> None:
+    """Time real networks without attention, with it in plain torch and with tritattn's: what attention costs, in % and us per image."""
+    chosen = _device(device)
+    on_gpu = chosen == "cuda"
+    plan = real.all_cases(
+        _several(networks, NETWORKS, check=parse),
+        _several(executions, real.EXECUTIONS if on_gpu or not quick else ("eager",), real.EXECUTIONS),
+        _several(modes, real.MODES, real.MODES),
+        _several(dtypes, ("bf16", "fp32") if on_gpu else ("fp32",), ("bf16", "fp32")),
+        _several(layouts, ("channels_last", "contiguous"), tuple(cases.LAYOUTS)),
+        [int(n) for n in batches.split(",")] if batches else () if on_gpu else (2,),
+        size or (224 if on_gpu else 64),
+    )
+    real.models(plan, csv, chosen, console, budget=budget if budget is not None or not quick else QUICK_SECONDS, resume=not fresh)
     console.print(f"rows in {csv}")
 
 
@@ -180,6 +216,7 @@ def compare(a: Annotated[Path, typer.Argument(help="the sweep before")], b: Anno
 def report(
     out: Annotated[Path, typer.Option(help="the page to write")],
     sweep: Annotated[Path | None, typer.Option(help="CSV of a sweep")] = None,
+    models: Annotated[Path | None, typer.Option(help="CSV of models")] = None,
     traffic: Annotated[Path | None, typer.Option(help="CSV of traffic")] = None,
     codegen: Annotated[Path | None, typer.Option(help="CSV of codegen")] = None,
     digits: Annotated[Path | None, typer.Option(help="CSV of digits")] = None,
@@ -187,9 +224,10 @@ def report(
     """One HTML page with the figures and the environment of any of the CSVs, which opens without a network."""
     from . import report as reporting
 
-    paths = {kind: path for kind, path in (("sweep", sweep), ("traffic", traffic), ("codegen", codegen), ("digits", digits)) if path}
+    files = {"sweep": sweep, "models": models, "traffic": traffic, "codegen": codegen, "digits": digits}
+    paths = {kind: path for kind, path in files.items() if path}
     if not paths:
-        raise typer.BadParameter("give at least one of --sweep, --traffic, --codegen and --digits")
+        raise typer.BadParameter("give at least one of --sweep, --models, --traffic, --codegen and --digits")
     console.print(f"report in {reporting.report(out, paths)}")
 
 

@@ -125,6 +125,19 @@ def count_launches(call: Callable[[int], Any], device: str, provider: str) -> in
         return None
 
 
+def peak_mb(call: Callable[[int], Any], device: str) -> float | None:
+    """Memory that call(0) allocates at its peak, on a GPU."""
+    if device == "cpu":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call(0)
+    torch.cuda.synchronize()
+    del result
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
 # -- Triton's interpreter ------------------------------------------------------------------------------------------------------------------
 
 # method of the interpreter's builder -> (directions, position of the mask among the arguments after the pointers)

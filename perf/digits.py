@@ -23,8 +23,8 @@ import tritattn
 from .environment import environment
 from .features import names
 from .plots import accuracy_figure
+from .runner import status_of
 from .schema import DIGITS, Writer, frame
-from .sweep import status_of
 
 PLAIN = "none"
 REPLACES = ("sk", "splat")  # these take the place of a convolution

@@ -28,9 +28,10 @@ from .blocks import BLOCKS
 from .cases import DTYPES, LAYOUTS, Case, make_case
 from .counting import Moved, map_order
 from .environment import environment
+from .runner import status_of
 from .schema import FEATURES, Writer, read
 from .shapes import Site
-from .sweep import Bench, status_of
+from .sweep import Bench
 
 # where traffic is counted: rows of whole sectors
 SITE = Site(1, 32, 16, 32, 4)

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from . import plots
-from .schema import CODEGEN, DIGITS, ENVIRONMENT, SWEEP, TRAFFIC, read
+from .schema import CODEGEN, DIGITS, ENVIRONMENT, MODELS, SWEEP, TRAFFIC, read
 from .summary import geomean, speedups
 
-KINDS = {"sweep": SWEEP, "traffic": TRAFFIC, "codegen": CODEGEN, "digits": DIGITS}
+KINDS = {"sweep": SWEEP, "models": MODELS, "traffic": TRAFFIC, "codegen": CODEGEN, "digits": DIGITS}
 
 
 def _environment(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -39,6 +39,15 @@ def _speedup_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _models_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Attention's cost in %, a row per case."""
+    case = ["network", "mode", "dtype", "layout", "n", "size", "execution"]
+    plain = table[table.provider == "plain"].set_index(case).images_s.rename("plain, images/s")
+    costs = table[table.provider != "plain"].pivot(index=case, columns="provider", values=["cost_pct", "cost_us"])
+    costs.columns = pd.Index([f"{provider}, {'%' if value == 'cost_pct' else 'us/image'}" for value, provider in costs.columns])
+    return costs.join(plain).reset_index()
+
+
 def _codegen_table(table: pd.DataFrame) -> pd.DataFrame:
     good = table[table.status == "ok"]
     if good.empty:
@@ -48,7 +57,7 @@ def _codegen_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _not_ok(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    columns = {"sweep": "op", "traffic": "op", "codegen": "kernel", "digits": "block"}
+    columns = {"sweep": "op", "models": "network", "traffic": "op", "codegen": "kernel", "digits": "block"}
     found = []
     for kind, table in tables.items():
         bad = table[table.status != "ok"]
@@ -62,7 +71,7 @@ def _html(table: pd.DataFrame, index: bool = False) -> str:
 
 
 def report(out: str | os.PathLike[str], paths: Mapping[str, str | os.PathLike[str]]) -> Path:
-    """Write the page from the CSVs in `paths`, a subset of sweep, traffic, codegen and digits."""
+    """Write the page from the CSVs in `paths`, a subset of those in KINDS."""
     from jinja2 import Environment, FileSystemLoader
 
     tables = {kind: read(path, KINDS[kind]) for kind, path in paths.items()}
@@ -74,6 +83,9 @@ def report(out: str | os.PathLike[str], paths: Mapping[str, str | os.PathLike[st
         figures = [figure(sweep, mode) for figure in (plots.speedup_figure, plots.ceiling_figure) for mode in modes]
         note = "On a CPU tritattn runs plain torch and no kernel: this shows that the path works, not what the kernels gain." if on_cpu else ""
         sections.append({"title": "Time", "note": note, "figures": [f for f in figures if f], "tables": [_html(_speedup_table(sweep))]})
+    if "models" in tables:
+        note = "What attention adds to a network's time, over the same network without it, both eager or both compiled."
+        sections.append({"title": "Networks", "note": note, "figures": [], "tables": [_html(_models_table(tables["models"]))]})
     if "traffic" in tables:
         note = "Counted, not timed. Line: one read of the map per global dependency; dots: the map kept on chip between reduction and gate."
         figure = plots.traffic_figure(tables["traffic"])

@@ -36,6 +36,12 @@ FEATURES = (
     *("eager_launches_fwd", "eager_launches_bwd", "compile_launches_fwd", "compile_launches_bwd", "checkpoints"),
     *ENVIRONMENT,
 )
+MODELS = (
+    *("network", "provider", "execution", "mode", "dtype", "layout", "n", "size", "blocks", "status", "max_err", "timer"),
+    *("ms_p50", "ms_p20", "ms_p80", "images_s", "cost_us", "cost_pct", "launches", "peak_mb"),
+    *ENVIRONMENT,
+    "samples",
+)
 DIGITS = ("block", "seed", "epochs", "status", "accuracy", "loss", "parameters", "seconds", *ENVIRONMENT)
 # What names a measurement, as opposed to what it found: one row per value of these.
 IDENTITY = {
@@ -43,6 +49,7 @@ IDENTITY = {
     TRAFFIC: ("op", "provider", "mode", "layout", "dtype", "n", "c", "h", "w"),
     CODEGEN: ("kernel", "config", "layout", "dtype", "target"),
     FEATURES: ("op",),
+    MODELS: ("network", "provider", "execution", "mode", "dtype", "layout", "n", "size"),
     DIGITS: ("block", "seed", "epochs"),
 }
 # Rows of another machine, package or commit do not stand in for a measurement of this one.
@@ -51,7 +58,8 @@ PLACE = ("device", "torch", "triton", "tritattn", "commit")
 NUMBERS = frozenset(
     "n c h w max_err ms_p50 ms_p20 ms_p80 launches bytes_min gbps pct_copy peak_mb copy_gbps samples read_u write_u total_u other_u bar_u floor_u "
     "registers spill_bytes shared_bytes map_load_bits map_store_bits "
-    "seed epochs accuracy loss parameters seconds u_fwd u_bwd bar_fwd bar_bwd floor_fwd floor_bwd launches_fwd launches_bwd "
+    "size blocks images_s cost_us cost_pct seed epochs accuracy loss parameters seconds "
+    "u_fwd u_bwd bar_fwd bar_bwd floor_fwd floor_bwd launches_fwd launches_bwd "
     "eager_launches_fwd eager_launches_bwd compile_launches_fwd compile_launches_bwd".split()
 )
 

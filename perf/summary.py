@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .schema import CODEGEN, IDENTITY, SWEEP, TRAFFIC, frame
+from .schema import CODEGEN, IDENTITY, MODELS, SWEEP, TRAFFIC, frame
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -56,10 +56,15 @@ def print_summary(rows: Iterable[Mapping[str, str]], console: Console) -> None:
         cells = [geomean(r[(r.op == op) & (r["mode"] == mode)].speedup) for r in ratios.values()]
         out.add_row(str(op), str(mode), *(_number(value, ".2f") for value in cells), _number(geomean(group.pct_copy), ".0f"))
     console.print(out)
+    _print_statuses(table, console, where)
+
+
+def _print_statuses(table: pd.DataFrame, console: Console, name: Callable[[pd.Series], str]) -> None:
+    """How many rows of each status, and the first of those that failed."""
     counts = table.status.str.split(":").str[0].value_counts()
     console.print("rows: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     for _, row in table[~table.status.str.startswith(("ok", "unavailable"))].head(10).iterrows():
-        console.print(f"  {where(row)}: {row.status}", soft_wrap=True)
+        console.print(f"  {name(row)}: {row.status}", soft_wrap=True)
 
 
 def print_traffic(rows: Iterable[Mapping[str, str]], console: Console) -> None:
@@ -103,3 +108,26 @@ def print_codegen(rows: Iterable[Mapping[str, str]], console: Console) -> None:
     console.print(out)
     for status, group in table[table.status != "ok"].groupby("status"):
         console.print(f"{len(group)} rows ({', '.join(sorted(set(group.kernel)))}): {status}", soft_wrap=True)
+
+
+def print_models(rows: Iterable[Mapping[str, str]], console: Console) -> None:
+    """One line per case: what the plain network does, and what attention costs it in plain torch and with tritattn."""
+    table = frame(rows, MODELS)
+    if table.empty:
+        console.print("no rows")
+        return
+    title = "attention's cost: % more time than without it, and us per image"
+    if (table.timer == "cpu").any():
+        title = f"CPU path, plain torch, no kernels: {title}"
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    words = ("network", "mode", "dtype", "layout", "batch", "execution")
+    for name in (*words, "plain\nimages/s", "in torch\n%, us", "tritattn\n%, us"):
+        out.add_column(name, justify="left" if name in words else "right", no_wrap=True)
+    for case, group in table.groupby(["network", "mode", "dtype", "layout", "n", "size", "execution"], sort=False):
+        found = group.drop_duplicates("provider", keep="last").set_index("provider").reindex(["plain", "torch", "tritattn"])
+        costs = [f"{_number(row.cost_pct, '+.1f')}, {_number(row.cost_us, '.3g')}" for _, row in found.iloc[1:].iterrows()]
+        network, mode, dtype, layout, n, size, execution = map(str, case)
+        batch = f"{float(n):g} x {float(size):g}"
+        out.add_row(network, mode, dtype, layout, batch, execution, _number(found.images_s.iloc[0], ".0f"), *costs)
+    console.print(out)
+    _print_statuses(table, console, lambda row: f"{row.network} {row.provider} {row.execution} {row['mode']} {row['dtype']} {row.layout} {row.n:g}")

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
 from . import timing
 from .cases import Answer, Case, Inputs, relative_error
 from .choices import describe, recorded
-from .counting import count_launches
-from .environment import environment
+from .counting import count_launches, peak_mb
 from .providers import Call, build, offers
-from .schema import SWEEP, Writer
+from .runner import DeviceFailed, Row, Unit, clean, measure, status_of
+from .schema import SWEEP
+from .summary import print_summary
 
 MODES = ("fwd_bwd", "inference", "bwd", "fwd")
 
@@ -45,21 +43,6 @@ class Plan:
         left_out = self.compile_cases is not None and index >= self.compile_cases
         case = self.cases[index]
         return [(p, m) for m in self.modes for p in self.providers if offers(p, case) and not (p == "compile" and left_out)]
-
-
-def status_of(error: BaseException) -> str:
-    if isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower():
-        return "oom"
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"error: {type(error).__name__}: {first}"[:300]
-
-
-class DeviceFailed(Exception):
-    """The GPU takes no more calls; `rows` (provider -> columns) were running."""
-
-    def __init__(self, rows: dict[str, dict[str, Any]]):
-        super().__init__("the device failed")
-        self.rows = rows
 
 
 class Bench:
@@ -117,18 +100,6 @@ class Bench:
                 checks.append((error, answer.tolerance(index)))
         return max(error for error, _ in checks), all(error <= tolerance for error, tolerance in checks)
 
-    def peak_mb(self, call: Callable[[int], Any]) -> float | None:
-        """Memory that the call allocates at its peak, on a GPU."""
-        if self.device == "cpu":
-            return None
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        result = call(0)
-        torch.cuda.synchronize()
-        del result
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-
     def measure(self, mode: str, providers: Sequence[str], samples: int, sample_ms: float) -> dict[str, dict[str, Any]]:
         """Check and time the providers in one mode: provider -> the columns that this found."""
         rows: dict[str, dict[str, Any]] = {}
@@ -147,13 +118,13 @@ class Bench:
                 if not right:
                     row["status"] = "wrong"
                     continue
-                row["peak_mb"] = self.peak_mb(call)
+                row["peak_mb"] = peak_mb(call, self.device)
                 row["launches"] = count_launches(call, self.device, name)
                 lanes[name] = timing.lane(call, self.sets, self.device)
             except Exception as error:
                 row["status"] = status_of(error)
             if row["status"] != "ok":
-                _clean(self.device, {name: row})
+                clean(self.device, {name: row})
         if not lanes:
             return rows
         try:
@@ -166,8 +137,7 @@ class Bench:
         for name in lanes:
             taken = times[name]
             gbps = self.case.bytes_min(mode) / taken.ms_p50 / 1e6
-            rows[name].update(ms_p50=taken.ms_p50, ms_p20=taken.ms_p20, ms_p80=taken.ms_p80, timer=taken.timer, samples=taken.samples)
-            rows[name].update(gbps=gbps, copy_gbps=copy_gbps, pct_copy=100 * gbps / copy_gbps)
+            rows[name].update(asdict(taken), gbps=gbps, copy_gbps=copy_gbps, pct_copy=100 * gbps / copy_gbps)
         return rows
 
     @property
@@ -180,88 +150,43 @@ class Bench:
         return timing.lane(lambda i: targets[i].copy_(self.inputs.g[i]), self.sets, self.device)
 
 
-def run(plan: Plan, writer: Writer, device: str, console: Console) -> None:
-    """Measure the plan's rows that `writer` does not hold yet, in order, until the budget is spent."""
-    started = time.monotonic()
-    durations: list[float] = []
-    rows = [plan.rows(i) for i in range(len(plan.cases))]
-    total = sum(map(len, rows))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress, timing.own_stream(device):
-        task = progress.add_task("sweep", total=total)
-        for index, case in enumerate(plan.cases):
-            todo = [(p, m) for p, m in rows[index] if not writer.has({**case.row(), "provider": p, "mode": m})]
-            progress.advance(task, len(rows[index]) - len(todo))
-            if not todo:
-                continue
-            if plan.budget is not None:
-                typical = statistics.median(durations[-5:]) if len(durations) >= 5 else 0.0
-                if time.monotonic() - started + typical > plan.budget:
-                    missing = total - progress.tasks[task].completed
-                    console.print(f"budget of {plan.budget:g} s spent: {missing:g} of {total} rows not measured")
-                    break
-            progress.update(task, description=f"{case.op_name} {case.dtype} {case.layout} {'x'.join(map(str, case.shape))}")
-            begun = time.monotonic()
-            _run_case(plan, case, todo, writer, device, lambda done: progress.advance(task, done))
-            durations.append(time.monotonic() - begun)
+def _units(plan: Plan, device: str) -> list[Unit]:
+    units = []
+    for index, case in enumerate(plan.cases):
+        rows = [{**case.row(), "provider": provider, "mode": mode} for provider, mode in plan.rows(index)]
+        name = f"{case.op_name} {case.dtype} {case.layout} {'x'.join(map(str, case.shape))}"
+        kind = "compile" if any(row["provider"] == "compile" for row in rows) else "eager"
+        units.append(Unit(name, rows, partial(_run_case, plan, case, device), kind))
+    return units
 
 
-def _run_case(plan: Plan, case: Case, todo: Sequence[tuple[str, str]], writer: Writer, device: str, advance: Callable[[int], Any]) -> None:
-    def write(mode: str, provider: str, found: dict[str, Any]) -> None:
-        writer.write({**case.row(), "provider": provider, "mode": mode, **found})
-        advance(1)
-
+def _run_case(plan: Plan, case: Case, device: str, missing: Sequence[Row]) -> Iterator[Row]:
     failure: dict[str, Any] | None = None
     try:
         bench = Bench(case, device)
     except Exception as error:
         failure = {"status": status_of(error)}
     if failure is not None:
-        for provider, mode in todo:
-            write(mode, provider, {**failure, "bytes_min": case.bytes_min(mode)})
-        _clean(device, {})
+        for row in missing:
+            yield {**row, **failure, "bytes_min": case.bytes_min(row["mode"])}
+        clean(device, {})
         return
     for mode in plan.modes:
-        providers = [p for p, m in todo if m == mode]
-        if not providers:
+        rows = {row["provider"]: row for row in missing if row["mode"] == mode}
+        if not rows:
             continue
         try:
-            rows = bench.measure(mode, providers, plan.samples, plan.sample_ms)
+            found = bench.measure(mode, list(rows), plan.samples, plan.sample_ms)
         except DeviceFailed as failed:
-            for provider, found in failed.rows.items():
-                write(mode, provider, found)
+            for provider, columns in failed.rows.items():
+                yield {**rows[provider], **columns}
             raise
-        for provider, found in rows.items():
-            write(mode, provider, found)
-        _clean(device, {})
-
-
-def _clean(device: str, blamed: dict[str, dict[str, Any]]) -> None:
-    """Give back memory. A device that does not answer any more cannot go on, and the rows `blamed` were the last to run."""
-    if device == "cuda":
-        gc.collect()
-        try:
-            torch.cuda.synchronize()
-        except Exception as error:
-            raise DeviceFailed(blamed) from error
-        torch.cuda.empty_cache()
+        for provider, columns in found.items():
+            yield {**rows[provider], **columns}
+        clean(device, {})
 
 
 def sweep(plan: Plan, path: str | os.PathLike[str], device: str, console: Console, *, resume: bool = True) -> Path:
-    from .summary import print_summary
-
     torch.backends.cudnn.allow_tf32 = False  # or a convolution in fp32 would be one in TF32
-    exit_status = 0
-    with Writer(path, SWEEP, environment(device), resume=resume) as writer:
-        try:
-            run(plan, writer, device, console)
-        except KeyboardInterrupt:
-            console.print("interrupted; the same command goes on from here")
-            exit_status = 130
-        except DeviceFailed as failed:
-            console.print(f"the device failed ({', '.join(failed.rows)}); the same command goes on after it")
-            exit_status = 1
-        print_summary(writer.rows, console)
-    if exit_status:
-        raise SystemExit(exit_status)
-    return Path(path)
+    options: dict[str, Any] = {"summary": print_summary, "budget": plan.budget, "resume": resume}
+    return measure(_units(plan, device), path, SWEEP, title="sweep", device=device, console=console, **options)

@@ -52,6 +52,16 @@ class EventLane(Lane):
     timer = "events"
 
 
+class LatencyLane(Lane):
+    """On a GPU, each call waited for before the next."""
+
+    timer = "latency"
+
+    def run(self) -> None:
+        super().run()
+        torch.cuda.synchronize()
+
+
 class GraphLane(Lane):
     timer = "graph"
 

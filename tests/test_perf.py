@@ -260,7 +260,7 @@ def test_a_budget_ends_the_sweep_between_cases(tmp_path, monkeypatch):
         return {provider: {"status": "ok"} for provider in providers}
 
     monkeypatch.setattr(sweep.Bench, "measure", measured)
-    monkeypatch.setattr(sweep.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     plan = small_plan("se", "eca", "ese", "cse", "sse", "scse", "cbam", budget=215.0, modes=("fwd", "bwd"))  # 20 s a case
     plan = dataclasses.replace(plan, cases=[dataclasses.replace(c, n=n) for n in (1, 2) for c in plan.cases])
     sweep.sweep(plan, tmp_path / "s.csv", "cpu", quiet())

@@ -231,6 +231,10 @@ def results(tmp_path):
             for provider, ms in (("tritattn", 1.0), ("eager", 4.0), ("compile", 2.0)):
                 writer.write({**sweep_row, **shape, **timed, "provider": provider, "ms_p50": ms, "pct_copy": 80 / ms})
         writer.write({**sweep_row, "op": "cbam", "c": 8, "h": 7, "w": 7, "provider": "tritattn", "status": "wrong"})
+    with schema.Writer(paths["models"], schema.MODELS, HERE) as writer:
+        network = {"network": "timm/x", "execution": "eager", "mode": "training", "dtype": "bf16", "layout": "contiguous", "n": 2, "size": 64}
+        for provider, columns in (("plain", {"images_s": 700}), ("torch", {"cost_pct": 12.5, "cost_us": 3}), ("tritattn", {"status": "oom"})):
+            writer.write({**network, "provider": provider, "status": "ok", **columns})
     with schema.Writer(paths["traffic"], schema.TRAFFIC, HERE) as writer:
         writer.write({**traffic_row, "op": "se", "provider": "tritattn", "total_u": 3, "launches": 2, "status": "ok"})
         writer.write({**traffic_row, "op": "se", "provider": "compile", "status": "unavailable: <another torch>"})
@@ -250,6 +254,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(results, tmp_path):
     page = page.replace(link, "")
     assert "gate_fwd_kernel" in page and "wrong" in page and "unavailable: &lt;another torch&gt;" in page
     assert "over compile" in page and ">2<" in page  # the speed-up
+    assert ">12.5<" in page  # a network's attention
     assert "device" in page and ">a<" in page
     assert not re.search(r"<(script|link|iframe|img|object|image)\b", page)
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(?!#)[\w/.]""", page), "refers to something outside"
@@ -261,13 +266,17 @@ def test_a_report_of_one_file(results, tmp_path):
     assert page.count("<svg") == 1 and "Generated code" not in page
 
 
+SHOWN = (("sweep", summary.print_summary), ("models", summary.print_models), ("traffic", summary.print_traffic), ("codegen", summary.print_codegen))
+
+
 def test_summaries_name_what_failed(results):
     console = Console(width=150, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    for kind, show in (("sweep", summary.print_summary), ("traffic", summary.print_traffic), ("codegen", summary.print_codegen)):
+    for kind, show in SHOWN:
         with results[kind].open(newline="") as file:
             show(list(csv.DictReader(file)), console)
     text = console.export_text()
     assert re.search(r"se +fwd_bwd +4\.00 +2\.00 +80", text) and "rows: 6 ok, 1 wrong" in text and "cbam tritattn fwd_bwd bf16" in text
+    assert re.search(r"timm/x .* eager +700 +\+12\.5, 3 +-, -", text) and "timm/x tritattn eager training bf16 contiguous 2: oom" in text
     assert re.search(r"se +contiguous +2/- +3/- +3/-, +2/-", text) and "1 rows of compile: unavailable" in text
     assert re.search(r"gate_fwd_kernel +bf16 +1 +40 +0", text) and "1 rows (gate_fwd_kernel): error: no" in text
 
@@ -279,6 +288,7 @@ def test_summaries_name_what_failed(results):
         (["sweep", "--csv", "x", "--dtypes", "bf17"], "'bf17' is not one of bf16, fp32, fp16, fp64"),
         (["sweep", "--csv", "x", "--sets", "vgg"], "'vgg' is not one of"),
         (["sweep", "--csv", "x", "--device", "tpu"], "device is cuda or cpu"),
+        (["models", "--csv", "x", "--networks", "timm/seresnet50,resnet"], "no network 'resnet'"),
         (["report", "--out", "x"], "at least one of"),
     ],
 )
