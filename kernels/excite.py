@@ -22,6 +22,13 @@ def arrive(counter_ptr, total):
 
 
 @triton.jit
+def wait(counter_ptr):
+    """Returns once another program has arrived at the counter; what that one stored before is then visible."""
+    while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") == 0:
+        pass
+
+
+@triton.jit
 def excite_image(
     z_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, C, R,
     K: tl.constexpr, TAPS: tl.constexpr, KIND: tl.constexpr, HIDDEN: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
@@ -77,6 +84,62 @@ def excite_image(
         if HAS_B2:
             t += K * tl.load(b2_ptr + c * (KIND == "mlp" or KIND == "fc"), mask=c < C, other=0.0).to(ACC)
         tl.store(logits_ptr + c, t, mask=c < C)
+
+
+@triton.jit
+def excite_image_bwd(
+    dlogits_ptr, hidden_ptr, dhidden_ptr, dz_ptr, w1_ptr, w2_ptr, C, R,
+    K: tl.constexpr, TAPS: tl.constexpr, KIND: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dhidden_kr = a'(hidden_kr) sum over c of w2_cr dlogits_c, dz_kc = sum over r of w1_rc dhidden_kr for one image; fc: dz_kc = sum over j of
+    w2_jc dlogits_j; conv: dz_c = sum over j of w2_j dlogits_(c - j + TAPS // 2).
+
+    Tensors as in excite_image. One program does all of it.
+    """
+    if KIND == "mlp":
+        for r0 in range(0, R, BLOCK_R):
+            r = r0 + tl.arange(0, BLOCK_R)
+            back = tl.zeros([BLOCK_R], ACC)
+            for c0 in range(0, C, BLOCK_C):
+                c = c0 + tl.arange(0, BLOCK_C)
+                dt = tl.load(dlogits_ptr + c, mask=c < C, other=0.0, cache_modifier=".cg")
+                both = (c[:, None] < C) & (r[None, :] < R)
+                w = tl.load(w2_ptr + c[:, None] * R + r[None, :], mask=both, other=0.0).to(ACC)
+                back += tl.sum(w * dt[:, None], 0)
+            for k in tl.static_range(K):
+                h = tl.load(hidden_ptr + k * R + r, mask=r < R, other=0.0)
+                tl.store(dhidden_ptr + k * R + r, chain(back, activation_grad(h, HIDDEN), HIDDEN), mask=r < R)
+        tl.debug_barrier()  # threads read what other threads of this program stored
+    for c0 in range(0, C, BLOCK_C):
+        c = c0 + tl.arange(0, BLOCK_C)
+        if KIND == "mlp":
+            for k in tl.static_range(K):
+                dz = tl.zeros([BLOCK_C], ACC)
+                for r0 in range(0, R, BLOCK_R):
+                    r = r0 + tl.arange(0, BLOCK_R)
+                    dh = tl.load(dhidden_ptr + k * R + r, mask=r < R, other=0.0, cache_modifier=".cg")
+                    both = (r[:, None] < R) & (c[None, :] < C)
+                    w = tl.load(w1_ptr + r[:, None] * C + c[None, :], mask=both, other=0.0).to(ACC)
+                    dz += tl.sum(w * dh[:, None], 0)
+                tl.store(dz_ptr + k * C + c, dz, mask=c < C)
+        else:
+            dz = tl.zeros([BLOCK_C], ACC)
+            if KIND == "fc":
+                for j0 in range(0, C, BLOCK_R):
+                    j = j0 + tl.arange(0, BLOCK_R)
+                    dt = tl.load(dlogits_ptr + j, mask=j < C, other=0.0, cache_modifier=".cg")
+                    both = (j[:, None] < C) & (c[None, :] < C)
+                    w = tl.load(w2_ptr + j[:, None] * C + c[None, :], mask=both, other=0.0).to(ACC)
+                    dz += tl.sum(w * dt[:, None], 0)
+            else:
+                for j in range(TAPS):
+                    i = c - j + TAPS // 2
+                    if KIND == "circular":
+                        i = (i + TAPS * C) % C
+                    w = tl.load(w2_ptr + j).to(ACC)
+                    dz += w * tl.load(dlogits_ptr + i, mask=(i >= 0) & (i < C), other=0.0, cache_modifier=".cg")
+            for k in tl.static_range(K):
+                tl.store(dz_ptr + k * C + c, dz, mask=c < C)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ def load_gates(
 
 
 @triton.jit
-def combine_gates(x, s, q, COMBINE: tl.constexpr, JOINT: tl.constexpr = ""):
+def combine_gates(x, s, q, COMBINE: tl.constexpr, JOINT: tl.constexpr):
     """Both gates on the tile x as one factor, its derivative d(x factor)/dx, and the share of s in its gradient; s and q broadcast to x.
 
     product: s q; sum: s + q; max: the factor of max(x s, x q), ties shared as torch.maximum does. With JOINT s and q are logits and the factor is
@@ -57,7 +57,7 @@ def gated(x, s, q, COMBINE: tl.constexpr):
     if COMBINE == "sum":
         y = x * s + x * q
     else:
-        factor, _, _ = combine_gates(x, s, q, COMBINE)
+        factor, _, _ = combine_gates(x, s, q, COMBINE, "")
         y = x * factor
     return y
 
@@ -263,6 +263,42 @@ def gate_bwd_column_kernel(
 
 
 @triton.jit
+def pools_cotangent(
+    z_ptr, dz_ptr, aux_ptr, n, c, p, x, C, HW, K: tl.constexpr, ROWS: tl.constexpr,
+    AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """sum over k of dz_nkc dpool_k/dx_ncp for the tile x; *_AT as in store_statistics. dz [N, K, C], z [N, ROWS, C], aux [N, C]."""
+    dx = tl.zeros(x.shape, ACC)
+    row = n.to(tl.int64) * K * C + c
+    z_row = n.to(tl.int64) * ROWS * C + c
+    if AVG_AT >= 0:
+        dx += (tl.load(dz_ptr + row + AVG_AT * C, mask=c < C, other=0.0) / HW)[:, None]
+    if MIX_AT >= 0:
+        dx += (0.5 * tl.load(dz_ptr + row + MIX_AT * C, mask=c < C, other=0.0) / HW)[:, None]
+    if MAX_AT >= 0 or MIX_AT >= 0:
+        dmax = tl.zeros(c.shape, ACC)
+        if MAX_AT >= 0:
+            dmax += tl.load(dz_ptr + row + MAX_AT * C, mask=c < C, other=0.0)
+        if MIX_AT >= 0:
+            dmax += 0.5 * tl.load(dz_ptr + row + MIX_AT * C, mask=c < C, other=0.0)
+        aux = tl.load(aux_ptr + n.to(tl.int64) * C + c, mask=c < C, other=1)
+        if EVEN:
+            top = tl.load(z_ptr + z_row + (MAX_AT if MAX_AT >= 0 else 1) * C, mask=c < C, other=0.0)
+            dx += shared_grad(x, top[:, None], dmax[:, None], aux[:, None])
+        else:
+            dx += tl.where(p[None, :] == aux[:, None], dmax[:, None], 0.0)
+    if LP_AT >= 0:
+        norm = tl.load(z_ptr + z_row + LP_AT * C, mask=c < C, other=1.0)
+        slope = tl.load(dz_ptr + row + LP_AT * C, mask=c < C, other=0.0) / norm
+        dx += x * tl.where(norm == 0, 0.0, slope)[:, None]  # torch's choice for a channel of zeros
+    if LSE_AT >= 0:
+        lse = tl.load(z_ptr + z_row + LSE_AT * C, mask=c < C, other=0.0)
+        dx += tl.exp(x - lse[:, None]) * tl.load(dz_ptr + row + LSE_AT * C, mask=c < C, other=0.0)[:, None]
+    return dx
+
+
+@triton.jit
 def gate_bwd_input_kernel(
     g_ptr, x_ptr, logits_ptr, spatial_ptr, residual_ptr, stats_ptr, dstats_ptr, saux_ptr, z_ptr, dz_ptr, aux_ptr, w_ptr, dpixel_ptr, through_ptr,
     dx_ptr, C_V, HW_V, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
@@ -302,31 +338,7 @@ def gate_bwd_input_kernel(
         dx += da * slope
     if HAS_STATS:
         dx += s[:, None] * statistics_cotangent(stats_ptr, dstats_ptr, saux_ptr, n, c, p, x, s, C, HW, SPATIAL_EVEN, ACC)
-    row = n.to(tl.int64) * K * C + c
-    z_row = n.to(tl.int64) * ROWS * C + c
-    if AVG_AT >= 0:
-        dx += (tl.load(dz_ptr + row + AVG_AT * C, mask=c < C, other=0.0) / HW)[:, None]
-    if MIX_AT >= 0:
-        dx += (0.5 * tl.load(dz_ptr + row + MIX_AT * C, mask=c < C, other=0.0) / HW)[:, None]
-    if MAX_AT >= 0 or MIX_AT >= 0:
-        dmax = tl.zeros([BLOCK_C], ACC)
-        if MAX_AT >= 0:
-            dmax += tl.load(dz_ptr + row + MAX_AT * C, mask=c < C, other=0.0)
-        if MIX_AT >= 0:
-            dmax += 0.5 * tl.load(dz_ptr + row + MIX_AT * C, mask=c < C, other=0.0)
-        aux = tl.load(aux_ptr + n.to(tl.int64) * C + c, mask=c < C, other=1)
-        if EVEN:
-            top = tl.load(z_ptr + z_row + (MAX_AT if MAX_AT >= 0 else 1) * C, mask=c < C, other=0.0)
-            dx += shared_grad(x, top[:, None], dmax[:, None], aux[:, None])
-        else:
-            dx += tl.where(p[None, :] == aux[:, None], dmax[:, None], 0.0)
-    if LP_AT >= 0:
-        norm = tl.load(z_ptr + z_row + LP_AT * C, mask=c < C, other=1.0)
-        slope = tl.load(dz_ptr + row + LP_AT * C, mask=c < C, other=0.0) / norm
-        dx += x * tl.where(norm == 0, 0.0, slope)[:, None]  # torch's choice for a channel of zeros
-    if LSE_AT >= 0:
-        lse = tl.load(z_ptr + z_row + LSE_AT * C, mask=c < C, other=0.0)
-        dx += tl.exp(x - lse[:, None]) * tl.load(dz_ptr + row + LSE_AT * C, mask=c < C, other=0.0)[:, None]
+    dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, x, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
     if HAS_PIXEL:
         w = tl.load(w_ptr + c, mask=c < C, other=0.0).to(ACC)
         dx += w[:, None] * tl.load(dpixel_ptr + n.to(tl.int64) * HW + p, mask=p < HW, other=0.0)[None, :]

@@ -13,16 +13,9 @@ older in a cache of their own. The slots of a group serve one image after anothe
 import triton
 import triton.language as tl
 
-from .excite import arrive
+from .excite import arrive, wait
 from .gate import combine_gates, gated, output_cotangent, store_logits_grad
 from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile
-
-
-@triton.jit
-def wait(counter_ptr):
-    """Returns once another program has arrived at the counter; what that one stored before is then visible."""
-    while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") == 0:
-        pass
 
 
 @triton.jit
@@ -153,7 +146,7 @@ def pixel_gate_group_bwd_kernel(
         if HAS_CHANNEL:
             s = load_channels(logits_ptr + n.to(tl.int64) * C, c, C, GATE, HW, ROWS, BLOCK_R, BLOCK_P, ACC)
         x = load_tile(x_ptr + image, offsets, mask, ACC)
-        factor, _, share = combine_gates(x, s, h, COMBINE)
+        factor, _, share = combine_gates(x, s, h, COMBINE, "")
         da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
         product = tl.where(mask, da * x, 0.0)
         found = fold_rows(tl.sum(product * (1 - share) if COMBINE == "max" else product, 0), HW, ROWS, BLOCK_P)

@@ -89,7 +89,7 @@ def pixel_gate_bwd_kernel(
             offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
             x = load_tile(x_ptr + image, offsets, mask, ACC)
             s, _ = load_gates(logits_ptr, q_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, False, ACC)
-            factor, _, share = combine_gates(x, s[:, None], h[None, :], COMBINE)
+            factor, _, share = combine_gates(x, s[:, None], h[None, :], COMBINE, "")
             da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
             product = tl.where(mask, da * x, 0.0)
             if COMBINE == "max":

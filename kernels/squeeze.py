@@ -34,8 +34,8 @@ def store_statistics(
 
 
 @triton.jit
-def channel_squeeze_fwd_kernel(
-    x_ptr, other_ptr, sum_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
+def squeeze_channels(
+    program, x_ptr, other_ptr, sum_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
     C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
     HAS_OTHER: tl.constexpr,
     AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
@@ -43,19 +43,14 @@ def channel_squeeze_fwd_kernel(
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """z_nkc = pool_k over p of x_ncp; with KIND also logits_nc = excite(z_n). With HAS_OTHER of x_ncp + other_ncp, which is stored in sum.
-
-    x, other and sum [N, C, HW] or [N, HW, C]; z [N, ROWS, C]; aux [N, C]: first position of the maximum, or with EVEN how many attain it. A program
-    owns BLOCK_C channels and one of SPLITS ranges of positions of one image; the last program of an image adds the splits in order and runs the
-    excite.
-    """
+    """What channel_squeeze_fwd_kernel's program of that number does; true in the last one of an image to arrive, after its excite."""
     C = C_V * VEC_C
     HW = HW_V * VEC_P
     WANT_SUM: tl.constexpr = AVG_AT >= 0 or MIX_AT >= 0
     WANT_MAX: tl.constexpr = MAX_AT >= 0 or MIX_AT >= 0 or LSE_AT >= 0
     blocks_c = tl.cdiv(C, BLOCK_C)
-    n = tl.program_id(0) // (blocks_c * SPLITS)
-    block = tl.program_id(0) % (blocks_c * SPLITS)
+    n = program // (blocks_c * SPLITS)
+    block = program % (blocks_c * SPLITS)
     split = block % SPLITS
     c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
     per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
@@ -117,8 +112,10 @@ def channel_squeeze_fwd_kernel(
         if LSE_AT >= 0:
             tl.store(slot + 3 * C, channel_exponential, mask=c < C)
 
+    last = False
     if SPLITS > 1 or KIND != "none":
-        if arrive(counter_ptr + n, blocks_c * SPLITS):
+        last = arrive(counter_ptr + n, blocks_c * SPLITS)
+        if last:
             if SPLITS > 1:
                 for c0 in range(0, C, BLOCK_C):
                     combine_splits(
@@ -131,6 +128,30 @@ def channel_squeeze_fwd_kernel(
                     z_ptr, hidden_ptr + n.to(tl.int64) * K * R, logits_ptr + n.to(tl.int64) * C, w1_ptr, b1_ptr, w2_ptr, b2_ptr, C, R,
                     K, TAPS, KIND, HIDDEN, HAS_B1, HAS_B2, EXCITE_C, EXCITE_R, ACC,
                 )  # fmt: skip
+    return last
+
+
+@triton.jit
+def channel_squeeze_fwd_kernel(
+    x_ptr, other_ptr, sum_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
+    C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_OTHER: tl.constexpr,
+    AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
+    KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """z_nkc = pool_k over p of x_ncp; with KIND also logits_nc = excite(z_n). With HAS_OTHER of x_ncp + other_ncp, which is stored in sum.
+
+    x, other and sum [N, C, HW] or [N, HW, C]; z [N, ROWS, C]; aux [N, C]: first position of the maximum, or with EVEN how many attain it. A program
+    owns BLOCK_C channels and one of SPLITS ranges of positions of one image; the last program of an image adds the splits in order and runs the
+    excite.
+    """
+    squeeze_channels(
+        tl.program_id(0), x_ptr, other_ptr, sum_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr,
+        w2_ptr, b2_ptr, C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, HAS_OTHER, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS,
+        HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -3,11 +3,17 @@
 A part of `python -m perf codegen`, which compiles everything shipped.
 """
 
+import importlib
+import inspect
+import pkgutil
 import re
 
 import pytest
 
 pytest.importorskip("triton")
+
+import tritattn.kernels
+from triton.runtime.jit import JITFunction
 
 from perf.cases import make_case
 from perf.codegen import compile_for, launches, row
@@ -58,6 +64,16 @@ def test_groups_of_programs(op, stage, target, bits):
     for made in found:
         assert made["status"] == "ok" and made["spill_bytes"] == 0, made
         assert made["map_load_bits"] == bits and made["map_store_bits"] == bits, made
+
+
+def test_device_functions_default_to_none_alone():
+    """Triton 3.6 does not make a constant of any other default."""
+    modules = [importlib.import_module(f"tritattn.kernels.{module.name}") for module in pkgutil.iter_modules(tritattn.kernels.__path__)]
+    found = {name: f for module in modules for name, f in vars(module).items() if isinstance(f, JITFunction)}
+    signatures = {name: inspect.signature(f.fn) for name, f in found.items()}
+    assert len(signatures) > 50
+    for name, signature in signatures.items():
+        assert {p.default for p in signature.parameters.values()} <= {None, inspect.Parameter.empty}, name
 
 
 def test_no_maximum_drops_a_nan():

@@ -417,6 +417,7 @@ def test_every_block_is_in_the_table():
 
 
 def test_the_example_learns(tmp_path):
+    pytest.importorskip("sklearn")
     import io
 
     from rich.console import Console

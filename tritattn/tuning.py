@@ -18,6 +18,7 @@ import torch
 RESIDENT_CHANNELS = 2048  # a program holds this many channels of a few positions in registers
 RESIDENT_ELEMENTS = 8192  # or this many elements of whole planes, in fp32
 GROUP_BYTES = 16384  # of an image, that one program of a group holds
+TICKET_BYTES = 32768  # of an image, that one program of a ticketed launch reads
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Config:
 
     group (role "pixel" alone): BLOCK_C channels x all positions per program; the programs of an image hold it together and wait for each other, and
     `splits` images are held at once.
+    lag (role "ticket" alone): images between the two passes of one launch, or 0 for a launch each.
     maxnreg: registers that a thread may take; 0 leaves it to NVIDIA's assembler, which in some kernels spills a few to fit one program more on a
     multiprocessor, and given a number spills at that number alone.
     """
@@ -36,12 +38,13 @@ class Config:
     num_warps: int = 4
     source: str = "rule"
     group: bool = False
+    lag: int = 0
     maxnreg: int = 0
 
     @property
     def key(self) -> str:
-        limit = f"r{self.maxnreg}" if self.maxnreg else ""
-        return f"c{self.block_c}p{self.block_p}s{self.splits}w{self.num_warps}{limit}" + "g" * self.group
+        rest = (f"l{self.lag}" if self.lag else "") + (f"r{self.maxnreg}" if self.maxnreg else "") + "g" * self.group
+        return f"c{self.block_c}p{self.block_p}s{self.splits}w{self.num_warps}{rest}"
 
     @cached_property
     def options(self) -> dict[str, int]:
@@ -124,10 +127,10 @@ def choose(
 ) -> Config:  # fmt: skip
     """The tiles of a pass over an [n, c, hw] map; for "channel", "tile" and a group of "pixel" over as many as `maps` at once.
 
-    role: "channel" reduces positions, and so do "means" and "pools", without an MLP after them; "column", "pixel" and "context" own all channels
-    of their positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all positions of their channels, at once where they fit,
-    "covariance" the covariances of theirs; "lines" and "extremes" walk down rows of `row` positions, which `splits` cuts: block_p positions are as
-    much of a row as fits, or several rows; "rows" walks rows of `hw` positions; "tile" is elementwise.
+    role: "channel" reduces positions, and so do "means" and "pools", without an MLP after them, and "ticket" before it gates the map; "column",
+    "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all positions of
+    their channels, at once where they fit, "covariance" the covariances of theirs; "lines" and "extremes" walk down rows of `row` positions, which
+    `splits` cuts: block_p positions are as much of a row as fits, or several rows; "rows" walks rows of `hw` positions; "tile" is elementwise.
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
@@ -162,6 +165,21 @@ def _means(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
 def _pools(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
     # two bytes keep what was loaded in half of the registers, and do without a limit
     return replace(_channel(n, c, hw, itemsize, channels_last, sms), maxnreg=80 if itemsize == 4 else 0)
+
+
+def _ticket(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    """Small shares of an image, so that little lies between its two reads. Between its last squeeze and its first gate twice as many programs start
+    as run at once, four on a multiprocessor: the squeezes have ended when half of them have started, and the excite when the others have."""
+    tile = _tile(n, c, hw, itemsize, channels_last, sms)
+    block_c, block_p = tile.block_c, tile.block_p
+    if channels_last and block_c * itemsize > 64:
+        narrow = 64 // itemsize
+        block_c, block_p = narrow, min(power_of_two(hw), block_p * block_c // narrow)
+    blocks_c, steps = -(-c // block_c), -(-hw // block_p)
+    shares = max(-(-block_c * hw * itemsize // TICKET_BYTES), 4 * sms // max(n * blocks_c, 1))
+    splits = min(steps, 16, power_of_two(shares))
+    warps = _warps(block_c, block_p, _each(c if channels_last else hw, itemsize))
+    return Config(block_c, block_p, splits, warps, lag=1 + -(-4 * sms // (blocks_c * splits)), maxnreg=96 if itemsize < 8 else 0)
 
 
 def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1) -> Config:
@@ -286,6 +304,7 @@ _RULES: dict[str, Callable[..., Config]] = {
     "channel": _channel,
     "means": _means,
     "pools": _pools,
+    "ticket": _ticket,
     "tile": _tile,
     "column": _column,
     "pixel": _pixel,

@@ -5,8 +5,7 @@ import torch
 import triton
 import triton.language as tl
 from cases import BY_NAME, DTYPES, VALUES, check, fused, make, run
-from tritattn.kernels.excite import arrive
-from tritattn.kernels.group import wait
+from tritattn.kernels.excite import arrive, wait
 from triton.runtime.errors import InterpreterError
 
 from perf.interleave import interleaved

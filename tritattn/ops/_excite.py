@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import reference, tuning
 from .._spec import Spec
-from ._launch import Map, counters, kernels, matrix, pool_rows
+from ._launch import Cotangent, Map, counters, gate_backward_channel, gate_backward_input, gate_forward, kernels, matrix, pool_rows, reads_map
 
 NAMES = ("w1?", "b1?", "w2?", "b2?")
 RESULTS = ("logits", "z", "hidden", "aux")
@@ -45,31 +45,102 @@ def plain(x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2
     return z if spec.kind == "none" else reference.excite(z, w1, b1, w2, b2, kind=spec.kind, hidden=spec.hidden)
 
 
+def _small(m: Map, w1: Tensor | None, w2: Tensor | None) -> bool:
+    """Whether the weights are under a quarter of an image's bytes, so that one program per image may read them."""
+    return 4 * sum(t.numel() * t.element_size() for t in (w1, w2) if t is not None) < m.c * m.hw * m.x.element_size()
+
+
+def _network(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[str, Any]:
+    """The pools and the excite, as kernels take them."""
+    k, rows, r = _sizes(w1, spec)
+    return dict(
+        w1_ptr=w1, w2_ptr=w2, R=r, K=k, ROWS=rows, **pool_rows(spec.pools), EVEN=spec.max_grad == "even", KIND=spec.kind, HIDDEN=spec.hidden,
+        TAPS=w2.numel() if w2 is not None and spec.kind in ("conv", "circular") else 0, EXCITE_C=min(tuning.power_of_two(m.c), 128), EXCITE_R=32,
+    )  # fmt: skip
+
+
+def _arguments(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec, config: tuning.Config, inside: bool) -> dict[str, Any]:
+    """What every kernel that squeezes takes; the parameters are matrices. inside: the excite is done by the last program of an image."""
+    w1, b1, w2, b2 = params
+    splits = config.splits
+    return dict(
+        x_ptr=m.x, z_ptr=out.z, aux_ptr=out.aux, part_ptr=m.small(m.n, splits, 4, m.c) if splits > 1 else None,
+        part_aux_ptr=m.small(m.n, splits, m.c, dtype=torch.int32) if splits > 1 else None, hidden_ptr=out.hidden, logits_ptr=out.logits,
+        b1_ptr=b1, b2_ptr=b2, HAS_B1=b1 is not None, HAS_B2=b2 is not None, SPLITS=splits, **m.args, **config.args,
+        **_network(m, w1, w2, spec if inside else spec._replace(kind="none")),
+    )  # fmt: skip
+
+
+def _ticketed(m: Map, w1: Tensor | None, w2: Tensor | None) -> tuple[tuple[int], dict[str, Any]] | None:
+    """(grid, arguments) of a launch of kernels/ticket.py; None where a launch for each pass is better."""
+    config = m.config("ticket")
+    if not config.lag or not _small(m, w1, w2):
+        return None
+    lag = min(config.lag, m.n)
+    return ((m.n + lag) * 2 * -(-m.c // config.block_c) * config.splits,), dict(counter_ptr=counters(m.x, 2 * m.n + 1), N=m.n, lag=lag)
+
+
+def gated(m: Map, params: Sequence[Tensor | None], residual: Tensor | None, spec: Spec) -> tuple[Tensor, Excited]:
+    """(y, what led to its gate): one launch while the excite's weights are small, see kernels/ticket.py."""
+    w1, b1, w2, b2 = params = [matrix(t) for t in params]
+    ticketed = _ticketed(m, w1, w2)
+    if ticketed is None:
+        excited = forward(m, w1, b1, w2, b2, spec)
+        return gate_forward(m, excited.logits, None, residual, spec), excited
+    grid, args = ticketed
+    out, y = fake(m.x, w1, spec), m.empty()
+    kernels().channel_gate_ticket_fwd_kernel[grid](
+        **_arguments(m, out, params, spec, m.config("ticket"), True), **args, residual_ptr=m.same(residual), y_ptr=y, GATE=spec.gate,
+        HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
+    )  # fmt: skip
+    return m.output(y), out
+
+
+def gated_backward(
+    m: Map, cotangent: Cotangent, params: Sequence[Tensor | None], saved: Excited, spec: Spec, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the map, w1, b1, w2, b2, each only if it is needed; stores da into the cotangent."""
+    w1, w2 = matrix(params[0]), matrix(params[2])
+    ticketed = _ticketed(m, w1, w2) if needs[0] else None
+    if ticketed is None:
+        dlogits = gate_backward_channel(m, saved.logits, spec, cotangent=cotangent)
+        dz, grads = backward(m, dlogits, params, saved, spec, needs[1:], needs[0])
+        cotangent.stored()
+        if not needs[0]:
+            return [None, *grads]
+        assert dz is not None
+        return [gate_backward_input(m, spec, cotangent=cotangent, logits=saved.logits, pooled=(saved.z, dz, saved.aux)), *grads]
+    grid, args = ticketed
+    config = m.config("ticket")
+    k, rows, r = _sizes(w1, spec)
+    dx, dlogits, dz, dhidden = m.empty(), m.small(m.n, m.c), m.small(m.n, k, m.c), torch.empty_like(saved.hidden)
+    kernels().channel_gate_ticket_bwd_kernel[grid](
+        **_network(m, w1, w2, spec), **args, **cotangent.args(), x_ptr=m.x, da_ptr=cotangent.da, dx_ptr=dx, logits_ptr=saved.logits, z_ptr=saved.z,
+        aux_ptr=saved.aux, hidden_ptr=saved.hidden, part_ptr=m.small(m.n, config.splits, m.c), dlogits_ptr=dlogits, dhidden_ptr=dhidden, dz_ptr=dz,
+        GATE=spec.gate, STORE_DA=cotangent.da is not None, NEED_X=reads_map(cotangent.activation if cotangent.da is None else "none", spec),
+        **m.args, **config.args, SPLITS=config.splits,
+    )  # fmt: skip
+    cotangent.stored()
+    return [m.output(dx), *backward(m, dlogits, params, saved, spec, needs[1:], False, dhidden)[1]]
+
+
 def forward(
     m: Map, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None, spec: Spec, *, one_launch: bool = False,
     other: Tensor | None = None, total: Tensor | None = None,
 ) -> Excited:  # fmt: skip
     """Of the map; with `other`, which is like it, of the sum of the two, which is stored in `total`.
 
-    One launch while the excite's weights are under a quarter of an image's bytes; then the last program of an image does the excite.
-    Otherwise the excite follows, batched over images, so that weights are not read once per image; not with `one_launch`."""
+    One launch while the excite's weights are small; then the last program of an image does the excite. Otherwise the excite follows, batched over
+    images, so that weights are not read once per image; not with `one_launch`."""
     w1, b1, w2, b2 = (matrix(t) for t in (w1, b1, w2, b2))
     out = fake(m.x, w1, spec)
     k, rows, r = _sizes(w1, spec)
     config = m.config("channel" if spec.kind == "mlp" else "means" if spec.pools == "avg" else "pools")
-    blocks_c = -(-m.c // config.block_c)
-    splits = config.splits
-    weights = sum(t.numel() * t.element_size() for t in (w1, w2) if t is not None)
-    inside = spec.kind != "none" and (one_launch or 4 * weights < m.c * m.hw * m.x.element_size())
-    counted = splits > 1 or inside
-    kernels().channel_squeeze_fwd_kernel[(m.n * blocks_c * splits,)](
-        m.x, other, total, out.z, out.aux, m.small(m.n, splits, 4, m.c) if splits > 1 else None,
-        m.small(m.n, splits, m.c, dtype=torch.int32) if splits > 1 else None, counters(m.x, m.n) if counted else None,
-        out.hidden, out.logits, w1, b1, w2, b2, R=r, K=k, ROWS=rows, SPLITS=splits, **m.args, HAS_OTHER=other is not None, **pool_rows(spec.pools),
-        EVEN=spec.max_grad == "even",
-        KIND=spec.kind if inside else "none", HIDDEN=spec.hidden, TAPS=w2.numel() if w2 is not None and spec.kind in ("conv", "circular") else 0,
-        HAS_B1=b1 is not None, HAS_B2=b2 is not None, EXCITE_C=min(tuning.power_of_two(m.c), 128),
-        EXCITE_R=32, **config.args,
+    programs = m.n * -(-m.c // config.block_c) * config.splits
+    inside = spec.kind != "none" and (one_launch or _small(m, w1, w2))
+    kernels().channel_squeeze_fwd_kernel[(programs,)](
+        **_arguments(m, out, (w1, b1, w2, b2), spec, config, inside), other_ptr=other, sum_ptr=total, HAS_OTHER=other is not None,
+        counter_ptr=counters(m.x, m.n) if config.splits > 1 or inside else None,
     )  # fmt: skip
     if spec.kind == "none" or inside:
         return out
@@ -90,9 +161,10 @@ def forward(
 
 
 def backward(
-    m: Map, dlogits: Tensor, params: Sequence[Tensor | None], saved: Excited, spec: Spec, needs: Sequence[bool], need_z: bool
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """(dz [N, K, C], gradients of w1, b1, w2, b2), each only if it is needed."""
+    m: Map, dlogits: Tensor, params: Sequence[Tensor | None], saved: Excited, spec: Spec, needs: Sequence[bool], need_z: bool,
+    dhidden: Tensor | None = None,
+) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+    """(dz [N, K, C], gradients of w1, b1, w2, b2), each only if it is needed; dhidden [N, K, R] where it is known."""
     w1, b1, w2, b2 = params
     w1, w2 = matrix(w1), matrix(w2)
     assert w2 is not None
@@ -115,8 +187,10 @@ def backward(
     if need_w2:
         grads[2], grads[3] = _weight_grads(m, saved.hidden, dlogits, w2, b2, (r, c, n), a=(1, k * r, r), q=k, scale=k, activation=spec.hidden)
     if need_w1 or need_z:
-        dh = m.small(n * k, r)
-        linear(m, dlogits, w2, dh, (n * k, r, c), a=(c, 1, 0), b=(1, r), to=(r, 1), a_div=k, h=saved.hidden, grad=spec.hidden)
+        dh = dhidden
+        if dh is None:
+            dh = m.small(n * k, r)
+            linear(m, dlogits, w2, dh, (n * k, r, c), a=(c, 1, 0), b=(1, r), to=(r, 1), a_div=k, h=saved.hidden, grad=spec.hidden)
         if need_z:
             dz = m.small(n, k, c)
             linear(m, dh, w1, dz, (n * k, c, r), a=(r, 1, 0), b=(1, c), to=(c, 1))

@@ -21,9 +21,9 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import axis, context, covariance, excite, fusion, gate, group, local, pixel, plane, select, squeeze
+    from ..kernels import axis, context, covariance, excite, fusion, gate, group, local, pixel, plane, select, squeeze, ticket
 
-    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select, axis, local, fusion)
+    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select, axis, local, fusion, ticket)
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 
@@ -144,6 +144,12 @@ def pool_rows(pools: str) -> dict[str, int]:
     return {key: names.index(name) if name in names else -1 for key, name in keys.items()}
 
 
+def reads_map(activation: str, spec: Spec) -> bool:
+    """Whether the gradient of a map that is pooled and passes the activation needs the map itself."""
+    pools = spec.pools.split("+")
+    return activation != "none" or "lp" in pools or "lse" in pools or (spec.max_grad == "even" and ("max" in pools or "avg_max" in pools))
+
+
 NO_POOLS = dict(AVG_AT=-1, MAX_AT=-1, MIX_AT=-1, LP_AT=-1, LSE_AT=-1)
 
 
@@ -255,9 +261,7 @@ def gate_backward_input(
     w, dq = pixel or (None, None)
     even = spec.max_grad == "even"
     rows = pool_rows(spec.pools) if pooled else NO_POOLS
-    maximum = rows["MAX_AT"] >= 0 or rows["MIX_AT"] >= 0
-    shared = even and (statistics is not None or maximum)
-    need_x = args["ACTIVATION"] != "none" or spec.combine == "max" or shared or rows["LP_AT"] >= 0 or rows["LSE_AT"] >= 0
+    need_x = spec.combine == "max" or (even and statistics is not None) or reads_map(str(args["ACTIVATION"]), spec if pooled else Spec())
     kernels().gate_bwd_input_kernel[(programs,)](
         x_ptr=m.x, logits_ptr=logits, spatial_ptr=spatial, stats_ptr=stats, dstats_ptr=dstats, saux_ptr=saux, z_ptr=z, dz_ptr=dz, aux_ptr=aux,
         w_ptr=w, dpixel_ptr=dq, through_ptr=m.same(through), dx_ptr=dx, **m.args, **args, **rows,

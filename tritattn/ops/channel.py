@@ -23,9 +23,8 @@ def _fake(x, w1, b1, w2, b2, residual, spec: Spec) -> tuple[Tensor, ...]:
 
 
 def _launch(x, w1, b1, w2, b2, residual, spec: Spec) -> tuple[Tensor, ...]:
-    m = Map(x)
-    excited = _excite.forward(m, w1, b1, w2, b2, spec)
-    return (gate_forward(m, excited.logits, None, residual, spec), *excited)
+    y, excited = _excite.gated(Map(x), (w1, b1, w2, b2), residual, spec)
+    return (y, *excited)
 
 
 def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
@@ -36,12 +35,7 @@ def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequen
     cotangent = Cotangent(m, g, residual, spec)
     found: list[Tensor | None] = [None] * 6
     if any(needs[:5]):
-        dlogits = gate_backward_channel(m, excited.logits, spec, cotangent=cotangent)
-        dz, found[1:5] = _excite.backward(m, dlogits, params, excited, spec, needs[1:5], needs[0])
-        cotangent.stored()
-        if needs[0]:
-            assert dz is not None
-            found[0] = gate_backward_input(m, spec, cotangent=cotangent, logits=excited.logits, pooled=(excited.z, dz, excited.aux))
+        found[:5] = _excite.gated_backward(m, cotangent, params, excited, spec, needs)
     elif needs[5]:
         gate_backward_channel(m, excited.logits, spec, cotangent=cotangent)
         cotangent.stored()

@@ -1,0 +1,146 @@
+"""Both passes of a channel gate in one launch, so that the second finds the map in the cache that the first one read it into.
+
+Programs draw tickets. These are dealt in waves, one for each image: the squeeze of image n, then the gate of image n - lag. A program that gates
+waits until its image's logits are there. It waits only for programs with smaller tickets, which have all started, so the launch completes however
+few of its programs run at once, in whatever order the device starts them. What lies between the two reads of an image is lag images.
+
+What was stored before an arrival is visible after the wait, as in group.py.
+"""
+
+import triton
+import triton.language as tl
+
+from .excite import arrive, excite_image_bwd, wait
+from .gate import combine_logits_grad, load_gates, output_cotangent, pools_cotangent
+from .pointwise import activation, image_offset, load_tile, tile_offsets
+from .squeeze import squeeze_channels
+
+
+@triton.jit
+def draw_ticket(counter_ptr, lag, blocks):
+    """(n, block, whether it is of the first pass); there is no such image where n is too large in the first pass, or negative in the second."""
+    ticket = tl.atomic_add(counter_ptr, 1, sem="relaxed", scope="gpu")
+    if ticket == tl.num_programs(0) - 1:  # the last to be drawn
+        tl.store(counter_ptr, 0)
+    first = ticket % (2 * blocks) < blocks
+    return ticket // (2 * blocks) - tl.where(first, 0, lag), ticket % blocks, first
+
+
+@triton.jit
+def own_positions(block, HW, SPLITS: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The range of positions of a program that owns one of SPLITS of them."""
+    per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
+    start = block % SPLITS * per_split
+    return start, tl.minimum(start + per_split, HW)
+
+
+@triton.jit
+def channel_gate_ticket_fwd_kernel(
+    x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, residual_ptr, y_ptr,
+    N, lag, C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
+    AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
+    KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
+    GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """logits_nc = excite(z_n), z_nkc = pool_k over p of x_ncp; y_ncp = a(x_ncp f(logits_nc) + residual_ncp).
+
+    Tensors as in channel_squeeze_fwd_kernel and gate_fwd_kernel; counter [2 N + 1]: arrivals of the squeeze, of the gate, and tickets. In either pass
+    a program owns BLOCK_C channels and one of SPLITS ranges of positions of one image.
+    """
+    C = C_V * VEC_C
+    HW = HW_V * VEC_P
+    blocks = tl.cdiv(C, BLOCK_C) * SPLITS
+    n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks)
+    if first:
+        if n < N:
+            last = squeeze_channels(
+                n * blocks + block, x_ptr, x_ptr, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr,
+                w1_ptr, b1_ptr, w2_ptr, b2_ptr, C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, False, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN,
+                KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+            )  # fmt: skip
+            if last:
+                arrive(counter_ptr + N + n, blocks + 1)  # with the logits stored
+    elif n >= 0:
+        wait(counter_ptr + N + n)
+        arrive(counter_ptr + N + n, blocks + 1)  # to leave the counter at zero
+        c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
+        s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
+        image = image_offset(n, C, HW)
+        start, stop = own_positions(block, HW, SPLITS, BLOCK_P)
+        for p0 in range(start, stop, BLOCK_P):
+            p = p0 + tl.arange(0, BLOCK_P)[None, :]
+            mask = (c[:, None] < C) & (p < HW)
+            offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
+            # neither is read again, and the cache is for what will be
+            y = tl.load(x_ptr + image + offsets, mask=mask, other=0.0, eviction_policy="evict_first").to(ACC) * s[:, None]
+            if HAS_RESIDUAL:
+                y += tl.load(residual_ptr + image + offsets, mask=mask, other=0.0, eviction_policy="evict_first").to(ACC)
+            y = activation(y, ACTIVATION).to(y_ptr.dtype.element_ty)
+            tl.store(y_ptr + image + offsets, y, mask=mask, eviction_policy="evict_first")
+
+
+@triton.jit
+def channel_gate_ticket_bwd_kernel(
+    g_ptr, x_ptr, residual_ptr, da_ptr, dx_ptr, logits_ptr, z_ptr, aux_ptr, hidden_ptr, w1_ptr, w2_ptr, part_ptr, counter_ptr, dlogits_ptr,
+    dhidden_ptr, dz_ptr, N, lag, C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
+    AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
+    KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    STORE_DA: tl.constexpr, NEED_X: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dlogits_nc = f'(logits_nc) sum over p of x_ncp da_ncp, from which dz through the excite; dx_ncp = da_ncp f(logits_nc) + sum over k of
+    dz_nkc dpool_k/dx_ncp, da_ncp = g_ncp a'(x_ncp f(logits_nc) + residual_ncp), stored with STORE_DA and then read instead of g.
+
+    part [N, SPLITS, C]; dhidden [N, K, R]; dz [N, K, C]; counter and programs as forward. The second pass reads x with NEED_X alone.
+    """
+    C = C_V * VEC_C
+    HW = HW_V * VEC_P
+    blocks = tl.cdiv(C, BLOCK_C) * SPLITS
+    n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks)
+    c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
+    start, stop = own_positions(block, HW, SPLITS, BLOCK_P)
+    if first:
+        if n < N:
+            image = image_offset(n, C, HW)
+            s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
+            total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+            for p0 in range(start, stop, BLOCK_P):
+                p = p0 + tl.arange(0, BLOCK_P)[None, :]
+                mask = (c[:, None] < C) & (p < HW)
+                offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
+                x = load_tile(x_ptr + image, offsets, mask, ACC)
+                da = output_cotangent(
+                    g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, s[:, None], HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC
+                )  # fmt: skip
+                total += tl.where(mask, x * da, 0.0)
+            tl.store(part_ptr + (n.to(tl.int64) * SPLITS + block % SPLITS) * C + c, tl.sum(total, 1), mask=c < C)
+            if arrive(counter_ptr + n, blocks):
+                combine_logits_grad(dlogits_ptr, logits_ptr, part_ptr, n, SPLITS, C, GATE, EXCITE_C, ACC)
+                tl.debug_barrier()  # threads read what other threads of this program stored
+                hidden = n.to(tl.int64) * K * R
+                excite_image_bwd(
+                    dlogits_ptr + n.to(tl.int64) * C, hidden_ptr + hidden, dhidden_ptr + hidden, dz_ptr + n.to(tl.int64) * K * C, w1_ptr, w2_ptr,
+                    C, R, K, TAPS, KIND, HIDDEN, EXCITE_C, EXCITE_R, ACC,
+                )  # fmt: skip
+                arrive(counter_ptr + N + n, blocks + 1)  # with dz stored
+    elif n >= 0:
+        wait(counter_ptr + N + n)
+        arrive(counter_ptr + N + n, blocks + 1)  # to leave the counter at zero
+        image = image_offset(n, C, HW)
+        s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
+        for p0 in range(start, stop, BLOCK_P):
+            p = p0 + tl.arange(0, BLOCK_P)
+            mask = (c[:, None] < C) & (p[None, :] < HW)
+            offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
+            x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+            if NEED_X:
+                x = load_tile(x_ptr + image, offsets, mask, ACC)
+            if STORE_DA:
+                da = load_tile(da_ptr + image, offsets, mask, ACC)
+            else:
+                da = output_cotangent(g_ptr, residual_ptr, g_ptr, image, offsets, mask, x, s[:, None], HAS_RESIDUAL, ACTIVATION, False, ACC)
+            dx = da * s[:, None]
+            dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, x, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
+            tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask, eviction_policy="evict_first")
