@@ -143,19 +143,15 @@ def excite_image_bwd(
 
 
 @triton.jit
-def linear_kernel(
-    a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
+def linear_tile(
+    program, a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
     Q: tl.constexpr, A_DIV: tl.constexpr, A_ACTIVATION: tl.constexpr, OUT_GRAD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SUM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """out[m, j] = a'(h[m, j]) * (sum_k (sum_q act(a[m // A_DIV, k, q])) b[j, k] + bias_scale bias[j]); sum[j] = bias_scale sum_k b[j, k].
-
-    Both layers of the excite and all their gradients are this product with other strides. One program owns out[BLOCK_M, BLOCK_J] and adds over k
-    in order, so the result has the same bits in every run.
-    """
+    """What linear_kernel's program of that number does."""
     blocks_j = tl.cdiv(J, BLOCK_J)
-    m = tl.program_id(0) // blocks_j * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = tl.program_id(0) % blocks_j * BLOCK_J + tl.arange(0, BLOCK_J)
+    m = program // blocks_j * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = program % blocks_j * BLOCK_J + tl.arange(0, BLOCK_J)
     acc = tl.zeros([BLOCK_M, BLOCK_J], ACC)
     total = tl.zeros([BLOCK_J], ACC)
     for k0 in range(0, K, BLOCK_K):
@@ -179,8 +175,48 @@ def linear_kernel(
     offsets = m[:, None].to(tl.int64) * out_m + j[None, :] * out_j
     tl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
     if HAS_SUM:
-        if tl.program_id(0) < blocks_j:
+        if program < blocks_j:
             tl.store(sum_ptr + j, (bias_scale * total).to(sum_ptr.dtype.element_ty), mask=j < J)
+
+
+@triton.jit
+def linear_kernel(
+    a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
+    Q: tl.constexpr, A_DIV: tl.constexpr, A_ACTIVATION: tl.constexpr, OUT_GRAD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SUM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out[m, j] = a'(h[m, j]) * (sum_k (sum_q act(a[m // A_DIV, k, q])) b[j, k] + bias_scale bias[j]); sum[j] = bias_scale sum_k b[j, k].
+
+    Both layers of the excite and all their gradients are this product with other strides. One program owns out[BLOCK_M, BLOCK_J] and adds over k
+    in order, so the result has the same bits in every run.
+    """
+    linear_tile(
+        tl.program_id(0), a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
+        Q, A_DIV, A_ACTIVATION, OUT_GRAD, HAS_BIAS, HAS_SUM, BLOCK_M, BLOCK_J, BLOCK_K, ACC,
+    )  # fmt: skip
+
+
+@triton.jit
+def mlp_weights_bwd_kernel(
+    z_ptr, hidden_ptr, dhidden_ptr, dlogits_ptr, dw1_ptr, db1_ptr, dw2_ptr, db2_ptr, N, C, R, z_k, K: tl.constexpr, HIDDEN: tl.constexpr,
+    HAS_B1: tl.constexpr, HAS_B2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dw2_cr = sum over n of dlogits_nc sum over k of a(hidden_nkr), db2_c = K sum over n of dlogits_nc; dw1_rc = sum over n, k of dhidden_nkr z_nkc,
+    db1_r = sum over n, k of dhidden_nkr.
+
+    z_k: elements between the rows (n, k) of z. A program owns a block of one of the two weights.
+    """
+    programs = tl.cdiv(R, BLOCK_M) * tl.cdiv(C, BLOCK_J)
+    if tl.program_id(0) < programs:
+        linear_tile(
+            tl.program_id(0), hidden_ptr, dlogits_ptr, z_ptr, z_ptr, dw2_ptr, db2_ptr, R, C, N, 1, K * R, R, 1, C, 1, R, K,
+            K, 1, HIDDEN, "none", False, HAS_B2, BLOCK_M, BLOCK_J, BLOCK_K, ACC,
+        )  # fmt: skip
+    else:
+        linear_tile(
+            tl.program_id(0) - programs, z_ptr, dhidden_ptr, z_ptr, z_ptr, dw1_ptr, db1_ptr, C, R, N * K, 1, z_k, 0, 1, R, 1, C, 1,
+            1, 1, "none", "none", False, HAS_B1, BLOCK_M, BLOCK_J, BLOCK_K, ACC,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -171,6 +171,8 @@ def interpreted(counter: Counter) -> Iterator[Counter]:
     """
     import triton.runtime.interpreter as interpreter
 
+    from tritattn.ops import _launch
+
     spans: list[tuple[int, int, bool]] = []
     patched: set[frozenset[str]] = set()
 
@@ -202,7 +204,10 @@ def interpreted(counter: Counter) -> Iterator[Counter]:
 
     def launch(kernel: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-        spans[:] = [(t.data_ptr(), t.data_ptr() + t.untyped_storage().nbytes(), counter.of_map(t.numel())) for t in tensors]
+        arrivals = {t.data_ptr() for t in _launch._counters.values()}  # larger than a small map, and a few of them in use
+        spans[:] = [
+            (t.data_ptr(), t.data_ptr() + t.untyped_storage().nbytes(), counter.of_map(t.numel()) and t.data_ptr() not in arrivals) for t in tensors
+        ]
         counter.moved.launches += 1
         counter.moved.names.append(kernel.fn.__name__)
         patched.clear()

@@ -1,8 +1,8 @@
 """Programs that wait for each other, in Triton's interpreter, which by itself runs one after another and would wait for ever.
 
-Inside `interleaved` the programs of a cooperative launch run a stretch at a time, from atomic to atomic, in an order drawn from a seed; at most
-`resident` of them have started and not ended, as on a GPU that holds that many. Other launches run as ever. tritattn's routing, which keeps such
-kernels from an interpreter that cannot run them, is told that this one can.
+Inside `interleaved` the programs of a cooperative launch, or of every launch, start in an order drawn from a seed and run a stretch at a time, from
+atomic to atomic; at most `resident` of them have started and not ended, as on a GPU that holds that many. tritattn's routing, which keeps kernels
+from an interpreter that cannot run them, is told that this one can.
 
 It explores every order of whole stretches and no weaker memory: what one program stored, the next one sees.
 """
@@ -54,7 +54,7 @@ class Programs:
     def _start(self) -> None:
         assert self.pending is not None
         while self.pending and (self.resident is None or len(self.turns) < self.resident):
-            index = self.pending.pop(0)
+            index = self.pending.pop(self.draw.randrange(len(self.pending)))
             self.turns[index] = threading.Semaphore(0)
             threading.Thread(target=self._run, args=(index,), daemon=True).start()
 
@@ -112,8 +112,9 @@ def _interpreter() -> Any:
 
 
 @contextmanager
-def interleaved(seed: int = 0, resident: int | None = None) -> Iterator[None]:
-    """resident: how many programs have started and not ended at once; by default all, which is what a cooperative launch guarantees."""
+def interleaved(seed: int = 0, resident: int | None = None, every: bool = False) -> Iterator[None]:
+    """resident: how many programs have started and not ended at once; by default all, which is what a cooperative launch guarantees. every: launches
+    that are not cooperative too."""
     interpreter = _interpreter()
     draw = random.Random(seed)
     running: list[Programs] = []
@@ -121,7 +122,7 @@ def interleaved(seed: int = 0, resident: int | None = None) -> Iterator[None]:
     launch, change = executor.__call__, builder.create_atomic_rmw
 
     def launched(self: Any, *args: Any, **kwargs: Any) -> None:
-        if not kwargs.get("launch_cooperative_grid") or isinstance(self.fn, Programs):
+        if not (every or kwargs.get("launch_cooperative_grid")) or isinstance(self.fn, Programs):
             return launch(self, *args, **kwargs)
         running.append(Programs(self.fn, draw, resident))
         self.fn = running[-1]

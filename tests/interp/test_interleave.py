@@ -88,3 +88,47 @@ def test_values(op, values):
     shape = SHAPES[len(values) % 3]
     with tuning.forced(**FORCED):
         check(op, make(op, shape, values=values, residual=len(values) % 2 == 0, seed=2), "silu" if len(values) > 3 else "none")
+
+
+# every kind of excite, one or two pools, whose maximum's ties share its gradient, one split of the positions or several
+TICKETED = [BY_NAME[name] for name in ("se", "ese", "eca", "channel_attention", "se-even")]
+
+
+IMAGE = (8, 6, 8)  # whose bytes are more than four times its weights
+TICKETS = {"lag": 2, "splits": 2, "block_c": 4, "block_p": 32}
+
+
+def step(op, inputs, **bounds):
+    with tuning.forced(**TICKETS), interleaved(every=True, **bounds):
+        return run(fused, op, inputs, "relu")
+
+
+@pytest.mark.parametrize("op", TICKETED, ids=str)
+def test_tickets_in_any_order(op, launches):
+    inputs = make(op, (3, *IMAGE), residual=True)
+    want = step(op, inputs, resident=1)
+    assert "channel_gate_ticket_fwd_kernel" in launches and "channel_gate_ticket_bwd_kernel" in launches
+    for seed, resident in enumerate((2, 5, None)):
+        found = step(op, inputs, seed=seed, resident=resident)
+        assert all(torch.equal(t, want[name]) for name, t in found.items()), resident
+    assert not any(counter.any() for counter in _launch._counters.values())
+
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("op", TICKETED, ids=str)
+def test_values_of_ticketed_maps(op, values, launches):
+    """Shares of an image that end within a block, and more images between the passes than there are."""
+    turn = TICKETED.index(op) + len(values)
+    with tuning.forced(**{**TICKETS, "lag": 1 + turn % 4, "block_p": 16}):
+        check(op, make(op, (2, *IMAGE), values=values, residual=turn % 2 == 0, seed=2), ("none", "relu", "silu")[turn % 3])
+    assert "channel_gate_ticket_fwd_kernel" in launches and "channel_gate_ticket_bwd_kernel" in launches
+
+
+@pytest.mark.parametrize("name", ["x", "w1", "b2", "residual"])
+def test_tickets_for_the_gradient_of_the_map_alone(name, launches):
+    op = BY_NAME["se"]
+    inputs = make(op, (2, *IMAGE), residual=True)
+    for other, t in inputs.tensors().items():
+        t.requires_grad_(other == name)
+    check(op, inputs, "relu", [name])
+    assert launches.count("channel_gate_ticket_bwd_kernel") == (name == "x") and "channel_gate_ticket_fwd_kernel" in launches

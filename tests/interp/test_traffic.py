@@ -66,6 +66,13 @@ def test_short_rows_of_many_channels(op, site):
     assert moved["fwd"].launches <= (1 if op.startswith("sse") else 4)
 
 
+@pytest.mark.parametrize("name", ["se", "ese", "cse", "eca", "se+residual+relu"])
+def test_launches_of_channel_gates_with_small_weights(name):
+    moved = count(counted_case(name, "channels_last"), 256)
+    assert moved["fwd"].launches == 1, moved["fwd"].names
+    assert moved["bwd"].launches <= (4 if name == "eca" else 2), moved["bwd"].names
+
+
 @pytest.mark.parametrize("norm, limit", [("none", 4), ("batch", 6)])
 def test_launches_of_cbam_with_large_weights(norm, limit):
     case = make_case("cbam", "bf16", "contiguous", 2, Site(1, 64, 4, 4, 64), norm=norm)

@@ -184,19 +184,27 @@ def backward(
             grads[2], grads[3] = _weight_grads(m, saved.z, dlogits, w2, b2, (c, c, n), a=(1, image, c), q=k, scale=k, activation="none")
         return dz, grads
     assert w1 is not None
-    if need_w2:
+    dh = dhidden
+    if dh is None and (need_w1 or need_z):
+        dh = m.small(n * k, r)
+        linear(m, dlogits, w2, dh, (n * k, r, c), a=(c, 1, 0), b=(1, r), to=(r, 1), a_div=k, h=saved.hidden, grad=spec.hidden)
+    if need_z:
+        assert dh is not None
+        dz = m.small(n, k, c)
+        linear(m, dh, w1, dz, (n * k, c, r), a=(r, 1, 0), b=(1, c), to=(c, 1))
+    step = c if rows == k else image
+    if need_w1 and need_w2:
+        grads = [None if t is None else t.new_empty(t.shape) for t in (w1, b1, w2, b2)]
+        block, programs = 16, 2 * -(-c // 16) * -(-r // 16)
+        kernels().mlp_weights_bwd_kernel[(programs,)](
+            saved.z, saved.hidden, dh, dlogits, *grads, n, c, r, step, K=k, HIDDEN=spec.hidden, HAS_B1=b1 is not None, HAS_B2=b2 is not None,
+            BLOCK_M=block, BLOCK_J=block, BLOCK_K=32, ACC=m.acc_tl,
+        )  # fmt: skip
+    elif need_w2:
         grads[2], grads[3] = _weight_grads(m, saved.hidden, dlogits, w2, b2, (r, c, n), a=(1, k * r, r), q=k, scale=k, activation=spec.hidden)
-    if need_w1 or need_z:
-        dh = dhidden
-        if dh is None:
-            dh = m.small(n * k, r)
-            linear(m, dlogits, w2, dh, (n * k, r, c), a=(c, 1, 0), b=(1, r), to=(r, 1), a_div=k, h=saved.hidden, grad=spec.hidden)
-        if need_z:
-            dz = m.small(n, k, c)
-            linear(m, dh, w1, dz, (n * k, c, r), a=(r, 1, 0), b=(1, c), to=(c, 1))
-        if need_w1:
-            step = c if rows == k else image
-            grads[0], grads[1] = _weight_grads(m, saved.z, dh, w1, b1, (c, r, n * k), a=(1, step, 0), q=1, scale=1, activation="none")
+    elif need_w1:
+        assert dh is not None
+        grads[0], grads[1] = _weight_grads(m, saved.z, dh, w1, b1, (c, r, n * k), a=(1, step, 0), q=1, scale=1, activation="none")
     return dz, grads
 
 
