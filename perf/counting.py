@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .cases import Case
+from .l2 import IMAGES, SECTOR, Trace, Unpredictable, dram_bytes
 
-SECTOR = 32  # bytes; the unit in which GPUs move global memory
 ALLOCATIONS = frozenset("empty empty_like empty_strided new_empty new_empty_strided _local_scalar_dense lift_fresh".split())
 OVERWRITES = frozenset("copy_ fill_ zero_".split())  # their first argument is not read
 
@@ -50,6 +50,7 @@ class Moved:
     map_write: float = 0
     other: float = 0
     names: list[str] = field(default_factory=list)
+    dram_u: float | None = None  # predicted, see l2.py
 
     def add(self, direction: str, of_map: bool, count: float) -> None:
         if not of_map:
@@ -77,11 +78,12 @@ def _is_view(schema: Any) -> bool:
 
 
 class Counter(TorchDispatchMode):
-    """Counts every operator that reads or writes memory, at the sizes of its arguments and results, as one launch."""
+    """Counts every operator that reads or writes memory, at the sizes of its arguments and results, as one launch; `trace` gets its accesses."""
 
-    def __init__(self, of_map: MapOrder):
+    def __init__(self, of_map: MapOrder, trace: Trace | None = None):
         super().__init__()
         self.of_map = of_map
+        self.trace = trace
         self.moved = Moved()
         self.paused = False
 
@@ -96,12 +98,25 @@ class Counter(TorchDispatchMode):
             return result
         self.moved.launches += 1
         self.moved.names.append(name)
+        maps: dict[str, list[Tensor]] = {"read": [], "write": []}
         for direction, tensors in (("read", read), ("write", written)):
             for t in tensors:
                 if isinstance(t, Tensor):
                     numel = distinct_numel(t)
                     self.moved.add(direction, self.of_map(numel), numel * t.element_size())
+                    if self.of_map(numel):
+                        maps[direction].append(t)
+        if self.trace is not None:
+            self.trace.operator(name, maps["read"], maps["write"])
         return result
+
+
+    def result(self, batch: int, map_bytes: int) -> Moved:
+        """What was moved; where it was traced, with what a batch of `batch` would move to and from DRAM. map_bytes: of the batch that was counted."""
+        if self.trace is not None:
+            with suppress(Unpredictable):
+                self.moved.dram_u = dram_bytes(self.trace, batch) / (map_bytes // IMAGES * batch)
+        return self.moved
 
 
 def count_launches(call: Callable[[int], Any], device: str, provider: str) -> int | None:
@@ -140,14 +155,13 @@ def peak_mb(call: Callable[[int], Any], device: str) -> float | None:
 
 # -- Triton's interpreter ------------------------------------------------------------------------------------------------------------------
 
-# method of the interpreter's builder -> (directions, position of the mask among the arguments after the pointers)
+# Method of the interpreter's builder -> (directions, position of the mask among the arguments after the pointers). Unmasked ones call these.
 _ACCESSES: dict[str, tuple[tuple[str, ...], int | None]] = {
-    "create_load": (("read",), None),
-    "create_store": (("write",), None),
     "create_masked_load": (("read",), 0),
     "create_masked_store": (("write",), 1),
     "create_atomic_cas": (("read", "write"), None),
 }
+EVICTION_AT = 3  # position of the eviction policy of both masked ones
 
 
 def read_indices() -> None:
@@ -173,29 +187,33 @@ def interpreted(counter: Counter) -> Iterator[Counter]:
 
     from tritattn.ops import _launch
 
-    spans: list[tuple[int, int, bool]] = []
+    spans: list[tuple[int, int, Tensor, bool]] = []
     patched: set[frozenset[str]] = set()
 
-    def record(address: np.ndarray, directions: Collection[str]) -> None:
+    def record(builder: Any, address: np.ndarray, directions: Collection[str], early: bool = False) -> None:
         if not address.size:
             return
         first = int(address.flat[0])
-        of_map = next((span[2] for span in spans if span[0] <= first < span[1]), False)
-        count = np.unique(address >> 5).size * SECTOR
+        tensor, of_map = next(((t, of_map) for start, end, t, of_map in spans if start <= first < end), (None, False))
+        sectors = np.unique(address // SECTOR).astype(np.int64)
         for direction in directions:
-            counter.moved.add(direction, of_map, count)
+            counter.moved.add(direction, of_map, sectors.size * SECTOR)
+            if tensor is not None and of_map and counter.trace is not None:
+                base = tensor.untyped_storage().data_ptr() // SECTOR
+                counter.trace.access(builder.grid_idx[0], counter.trace.buffer(tensor), direction == "write", early, sectors - base)
 
     def watched(original: Callable[..., Any], directions: Collection[str], mask_at: int | None) -> Callable[..., Any]:
         def access(builder: Any, pointers: Any, *args: Any) -> Any:
             address = pointers.data
-            record(address if mask_at is None else address[args[mask_at].data.astype(bool)], directions)
+            early = mask_at is not None and "EVICT_FIRST" in str(args[EVICTION_AT])
+            record(builder, address if mask_at is None else address[args[mask_at].data.astype(bool)], directions, early)
             return original(builder, pointers, *args)
 
         return access
 
     def atomic(original: Callable[..., Any]) -> Callable[..., Any]:
         def access(builder: Any, operation: Any, pointers: Any, value: Any, mask: Any, *args: Any) -> Any:
-            record(pointers.data[mask.data.astype(bool)], ("read", "write"))
+            record(builder, pointers.data[mask.data.astype(bool)], ("read", "write"))
             return original(builder, operation, pointers, value, mask, *args)
 
         return access
@@ -206,8 +224,12 @@ def interpreted(counter: Counter) -> Iterator[Counter]:
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         arrivals = {t.data_ptr() for t in _launch._counters.values()}  # larger than a small map, and a few of them in use
         spans[:] = [
-            (t.data_ptr(), t.data_ptr() + t.untyped_storage().nbytes(), counter.of_map(t.numel()) and t.data_ptr() not in arrivals) for t in tensors
+            (t.data_ptr(), t.data_ptr() + t.untyped_storage().nbytes(), t, counter.of_map(t.numel()) and t.data_ptr() not in arrivals)
+            for t in tensors
         ]
+        if counter.trace is not None:
+            cooperative = bool(kwargs.get("launch_cooperative_grid"))
+            counter.trace.launch(kernel.fn.__name__, math.prod(kwargs["grid"]), kwargs.get("num_warps", 4), cooperative)
         counter.moved.launches += 1
         counter.moved.names.append(kernel.fn.__name__)
         patched.clear()

@@ -19,22 +19,24 @@ from .cases import Case, Inputs, make_case
 from .choices import for_batch
 from .counting import Counter, Moved, interpreted, map_order, read_indices
 from .interleave import interleaved
+from .l2 import Trace
 from .providers import build
 from .shapes import Site
 
 
-def count(case: Case, batch: int) -> dict[str, Moved]:
-    """Mode -> what it moves, with the tiles of a batch of `batch`."""
+def count(case: Case, batch: int, dram: bool = False) -> dict[str, Moved]:
+    """Mode -> what it moves, with the tiles of a batch of `batch`, and what that batch would move to and from DRAM."""
     inputs = Inputs(case, "cpu")
     call = build("tritattn", case, inputs.weights, "cpu")
     call.train(True)
     of_map = map_order(case)
+    steps = {mode: Counter(of_map, Trace() if dram else None) for mode in ("fwd", "bwd")}
     with interleaved(), for_batch(batch), tritattn.backend("triton"):
-        with Counter(of_map) as forward, interpreted(forward):
+        with steps["fwd"] as forward, interpreted(forward):
             y = call.run(inputs.x[0], inputs.residual[0])
-        with Counter(of_map) as backward, interpreted(backward):
+        with steps["bwd"] as backward, interpreted(backward):
             torch.autograd.grad(y, inputs.wanted(0, call.parameters), inputs.g[0])
-    return {"fwd": forward.moved, "bwd": backward.moved}
+    return {mode: step.result(batch, map_order(case).map_numel * case.itemsize) for mode, step in steps.items()}
 
 
 def warm_up() -> None:
@@ -48,7 +50,7 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         try:
-            found = count(Case(**asked["case"]), asked["batch"])
+            found = count(Case(**asked["case"]), asked["batch"], dram=True)
             answer: dict[str, Any] = {mode: dataclasses.asdict(moved) for mode, moved in found.items()}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}

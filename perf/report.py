@@ -10,8 +10,10 @@ from typing import Any
 import pandas as pd
 
 from . import plots
+from .l2 import L2_BYTES
 from .schema import CODEGEN, DIGITS, ENVIRONMENT, MODELS, SWEEP, TRAFFIC, read
 from .summary import geomean, speedups
+from .traffic import TILES_FOR
 
 KINDS = {"sweep": SWEEP, "models": MODELS, "traffic": TRAFFIC, "codegen": CODEGEN, "digits": DIGITS}
 
@@ -46,6 +48,19 @@ def _models_table(table: pd.DataFrame) -> pd.DataFrame:
     costs = table[table.provider != "plain"].pivot(index=case, columns="provider", values=["cost_pct", "cost_us"])
     costs.columns = pd.Index([f"{provider}, {'%' if value == 'cost_pct' else 'us/image'}" for value, provider in costs.columns])
     return costs.join(plain).reset_index()
+
+
+def _dram_table(traffic: pd.DataFrame, sweep: pd.DataFrame | None) -> pd.DataFrame:
+    """tritattn's U as counted, as predicted to reach DRAM, and as a copy moves in the time measured on the same maps: the most over all shapes."""
+    where = ["op", "mode", "layout", "dtype", "c", "h", "w"]
+    rows = traffic[(traffic.provider == "tritattn") & (traffic.status == "ok")][[*where, "total_u", "dram_u"]]
+    columns = ["total_u", "dram_u"]
+    if sweep is not None:
+        timed = sweep[(sweep.provider == "tritattn") & (sweep.status == "ok") & (sweep.n == TILES_FOR) & (sweep.timer != "cpu")]
+        rows = rows.merge(timed.groupby(where, as_index=False).copy_u.max(), on=where, how="left")
+        columns.append("copy_u")
+    names = {"total_u": "counted", "dram_u": "DRAM, predicted", "copy_u": "a copy, in the time measured"}
+    return rows.groupby(["op", "mode"], sort=False, as_index=False)[columns].max().rename(columns=names)
 
 
 def _codegen_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -88,8 +103,10 @@ def report(out: str | os.PathLike[str], paths: Mapping[str, str | os.PathLike[st
         sections.append({"title": "Networks", "note": note, "figures": [], "tables": [_html(_models_table(tables["models"]))]})
     if "traffic" in tables:
         note = "Counted, not timed. Line: one read of the map per global dependency; dots: the map kept on chip between reduction and gate."
+        note += f" Table: the most U over all shapes, and what an L2 of {L2_BYTES >> 20} MB would let through to DRAM for a batch of {TILES_FOR}."
         figure = plots.traffic_figure(tables["traffic"])
-        sections.append({"title": "Traffic", "note": note, "figures": [figure] if figure else [], "tables": []})
+        table = _html(_dram_table(tables["traffic"], tables.get("sweep")))
+        sections.append({"title": "Traffic", "note": note, "figures": [figure] if figure else [], "tables": [table]})
     if "codegen" in tables:
         note = "The most resources and the narrowest map accesses over the configurations compiled for each target."
         sections.append({"title": "Generated code", "note": note, "figures": [], "tables": [_html(_codegen_table(tables["codegen"]))]})

@@ -16,12 +16,12 @@ ENVIRONMENT = ("device", "os", "python", "torch", "triton", "cuda", "driver", "t
 
 SWEEP = (
     *("op", "provider", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "status", "max_err", "timer", "l2"),
-    *("ms_p50", "ms_p20", "ms_p80", "launches", "bytes_min", "gbps", "pct_copy", "peak_mb", "config", "config_source"),
+    *("ms_p50", "ms_p20", "ms_p80", "launches", "bytes_min", "gbps", "pct_copy", "copy_u", "peak_mb", "config", "config_source"),
     *ENVIRONMENT,
     *("copy_gbps", "samples"),
 )
 TRAFFIC = (
-    *("op", "provider", "mode", "layout", "dtype", "n", "c", "h", "w", "read_u", "write_u", "total_u", "other_u"),
+    *("op", "provider", "mode", "layout", "dtype", "n", "c", "h", "w", "read_u", "write_u", "total_u", "other_u", "dram_u"),
     *("launches", "bar_u", "floor_u", "status"),
     *ENVIRONMENT,
 )
@@ -56,8 +56,8 @@ IDENTITY = {
 PLACE = ("device", "torch", "triton", "tritattn", "commit")
 # Everything else is text. Empty cells stay empty, never "nan".
 NUMBERS = frozenset(
-    "n c h w max_err ms_p50 ms_p20 ms_p80 launches bytes_min gbps pct_copy peak_mb copy_gbps samples read_u write_u total_u other_u bar_u floor_u "
-    "registers spill_bytes shared_bytes map_load_bits map_store_bits "
+    "n c h w max_err ms_p50 ms_p20 ms_p80 launches bytes_min gbps pct_copy copy_u peak_mb copy_gbps samples "
+    "read_u write_u total_u other_u dram_u bar_u floor_u registers spill_bytes shared_bytes map_load_bits map_store_bits "
     "size blocks images_s cost_us cost_pct seed epochs accuracy loss parameters seconds "
     "u_fwd u_bwd bar_fwd bar_bwd floor_fwd floor_bwd launches_fwd launches_bwd "
     "eager_launches_fwd eager_launches_bwd compile_launches_fwd compile_launches_bwd".split()

@@ -68,7 +68,7 @@ def _print_statuses(table: pd.DataFrame, console: Console, name: Callable[[pd.Se
 
 
 def print_traffic(rows: Iterable[Mapping[str, str]], console: Console) -> None:
-    """One line per op and layout: U of every provider, forward / backward, the worst over the shapes."""
+    """One line per op and layout: U of every provider, forward / backward, the worst over the shapes, and what of tritattn's is to reach DRAM."""
     table = frame(rows, TRAFFIC)
     if table.empty:
         console.print("no rows")
@@ -76,7 +76,7 @@ def print_traffic(rows: Iterable[Mapping[str, str]], console: Console) -> None:
     providers = [p for p in ("tritattn", "compile", "eager") if (table.provider == p).any()]
     title = "map traffic in U, forward/backward, and launches; the most over all shapes"
     out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("op", "layout", "floor", "bar", *(f"{p}\nU, launches" for p in providers)):
+    for name in ("op", "layout", "floor", "bar", *(f"{p}\nU, launches" for p in providers), "tritattn\nDRAM, predicted"):
         out.add_column(name, justify="left" if name in ("op", "layout") else "right", no_wrap=True)
     for (op, layout), group in table.groupby(["op", "layout"], sort=False):
 
@@ -85,6 +85,7 @@ def print_traffic(rows: Iterable[Mapping[str, str]], console: Console) -> None:
 
         of = [group[group.provider == p] for p in providers]
         found = [f"{pair('total_u', rows)}, {pair('launches', rows):>5}" for rows in of]
+        found.append(pair("dram_u", group[group.provider == "tritattn"]))
         out.add_row(str(op), str(layout), pair("floor_u", group), pair("bar_u", group), *found)
     console.print(out)
     failed = table[table.status != "ok"]

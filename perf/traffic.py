@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .cases import Case, Inputs, make_case
 from .counting import Counter, Moved, map_order
 from .environment import ROOT, environment
+from .l2 import Trace
 from .ops import OPS
 from .providers import build
 from .schema import TRAFFIC, Writer
@@ -30,21 +31,22 @@ from .shapes import STAGES, Site
 from .summary import print_traffic
 
 BATCH = 2  # of the maps that are counted
-TILES_FOR = 256  # of the maps whose tiles, or whose generated code, is counted
+TILES_FOR = 256  # of the maps whose tiles, generated code or DRAM traffic it is
 Answers = dict[str, Any]
 
 
-def eager(case: Case) -> dict[str, Moved]:
-    """Mode -> what plain torch moves, from the operators that it dispatches."""
+def eager(case: Case, dram: bool = False) -> dict[str, Moved]:
+    """Mode -> what plain torch moves, from the operators that it dispatches, and what a large batch would move to and from DRAM."""
     inputs = Inputs(case, "meta")
     call = build("eager", case, inputs.weights, "meta")
     call.train(True)
     of_map = map_order(case)
-    with Counter(of_map) as forward:
+    steps = {mode: Counter(of_map, Trace() if dram else None) for mode in ("fwd", "bwd")}
+    with steps["fwd"]:
         y = call.run(inputs.x[0], inputs.residual[0])
-    with Counter(of_map) as backward:
+    with steps["bwd"]:
         torch.autograd.grad(y, inputs.wanted(0, call.parameters), inputs.g[0])
-    return {"fwd": forward.moved, "bwd": backward.moved}
+    return {mode: step.result(TILES_FOR, of_map.map_numel * case.itemsize) for mode, step in steps.items()}
 
 
 class Worker:
@@ -103,7 +105,7 @@ def rows(case: Case, provider: str, answer: Answers) -> list[dict[str, Any]]:
         row.update(provider=provider, mode=mode, bar_u=case.op.bar_u[index], floor_u=case.op.floor_u[index], status="ok")
         if mode in answer:
             moved = answer[mode] if isinstance(answer[mode], Moved) else Moved(**answer[mode])
-            row.update(moved.in_u(map_order(case).map_numel * case.itemsize), launches=moved.launches)
+            row.update(moved.in_u(map_order(case).map_numel * case.itemsize), launches=moved.launches, dram_u=moved.dram_u)
         else:
             row["status"] = next((f"{why}: {text}" for why, text in answer.items()), "error: no answer")
         found.append(row)
@@ -153,7 +155,7 @@ def traffic(
                 answers.put(None)
 
         for case in missing(cases, "eager"):
-            for row in rows(case, "eager", eager(case)):
+            for row in rows(case, "eager", eager(case, dram=True)):
                 writer.write(row)
             progress.advance(task, 2)
         work = [("tritattn", "perf.interpret", missing(cases, "tritattn"), "1"), ("compile", "perf.inductor", missing(large, "compile"), "0")]

@@ -175,7 +175,7 @@ def test_a_wrong_result_has_a_status_and_no_time(tmp_path, monkeypatch):
     }
     for row in rows:
         timed = row["provider"] == "eager"
-        assert all(bool(row[name]) == timed for name in ("ms_p50", "ms_p20", "ms_p80", "gbps", "pct_copy"))
+        assert all(bool(row[name]) == timed for name in ("ms_p50", "ms_p20", "ms_p80", "gbps", "pct_copy", "copy_u"))
         assert (float(row["max_err"]) > 1e-4) != timed and row["bytes_min"]
 
 

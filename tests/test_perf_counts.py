@@ -91,6 +91,7 @@ def test_kernels_are_counted_in_the_interpreter(layout):
     answer = ask_one("perf.interpret", {"case": dataclasses.asdict(case), "batch": 256}, TRITON_INTERPRET="1")
     rows = {row["mode"]: row for row in traffic.rows(case, "tritattn", answer)}
     assert rows["fwd"]["read_u"] == 2 and rows["fwd"]["write_u"] == 1 and rows["fwd"]["launches"] == 1
+    assert rows["fwd"]["dram_u"] == pytest.approx(3, abs=0.02)
     assert rows["bwd"]["total_u"] == 5
     assert rows["fwd"]["bar_u"] == 3 and rows["bwd"]["bar_u"] == 5 and rows["fwd"]["status"] == "ok"
     # a pixel's logit is a number for each of 64 pixels of two images, the weights are 32 numbers for each program
@@ -131,6 +132,7 @@ def test_traffic_rows_and_resume(tmp_path, monkeypatch):
     assert sorted(asked) == [("perf.inductor", 256)] * 2 + [("perf.interpret", 2)] * 2
     assert table.groupby("provider").n.unique().map(list).to_dict() == {"compile": [256], "eager": [2], "tritattn": [2]}
     assert len(table) == 12 and set(table.status) == {"ok"} and table.total_u.notna().all()
+    assert table[table.provider == "eager"].dram_u.notna().all()
     asked.clear()
     traffic.traffic(tmp_path / "t.csv", quiet(), **options)
     assert not asked
@@ -236,7 +238,7 @@ def results(tmp_path):
         for provider, columns in (("plain", {"images_s": 700}), ("torch", {"cost_pct": 12.5, "cost_us": 3}), ("tritattn", {"status": "oom"})):
             writer.write({**network, "provider": provider, "status": "ok", **columns})
     with schema.Writer(paths["traffic"], schema.TRAFFIC, HERE) as writer:
-        writer.write({**traffic_row, "op": "se", "provider": "tritattn", "total_u": 3, "launches": 2, "status": "ok"})
+        writer.write({**traffic_row, "op": "se", "provider": "tritattn", "total_u": 3, "dram_u": 2.25, "launches": 2, "status": "ok"})
         writer.write({**traffic_row, "op": "se", "provider": "compile", "status": "unavailable: <another torch>"})
     with schema.Writer(paths["codegen"], schema.CODEGEN, HERE) as writer:
         writer.write({**code_row, "target": "sm_90", "map_load_bits": 128, "status": "ok"})
@@ -254,7 +256,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(results, tmp_path):
     page = page.replace(link, "")
     assert "gate_fwd_kernel" in page and "wrong" in page and "unavailable: &lt;another torch&gt;" in page
     assert "over compile" in page and ">2<" in page  # the speed-up
-    assert ">12.5<" in page  # a network's attention
+    assert ">12.5<" in page and ">2.25<" in page  # a network's attention, and predicted traffic
     assert "device" in page and ">a<" in page
     assert not re.search(r"<(script|link|iframe|img|object|image)\b", page)
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(?!#)[\w/.]""", page), "refers to something outside"
@@ -277,7 +279,7 @@ def test_summaries_name_what_failed(results):
     text = console.export_text()
     assert re.search(r"se +fwd_bwd +4\.00 +2\.00 +80", text) and "rows: 6 ok, 1 wrong" in text and "cbam tritattn fwd_bwd bf16" in text
     assert re.search(r"timm/x .* eager +700 +\+12\.5, 3 +-, -", text) and "timm/x tritattn eager training bf16 contiguous 2: oom" in text
-    assert re.search(r"se +contiguous +2/- +3/- +3/-, +2/-", text) and "1 rows of compile: unavailable" in text
+    assert re.search(r"se +contiguous +2/- +3/- +3/-, +2/- .*2.25/-", text) and "1 rows of compile: unavailable" in text
     assert re.search(r"gate_fwd_kernel +bf16 +1 +40 +0", text) and "1 rows (gate_fwd_kernel): error: no" in text
 
 

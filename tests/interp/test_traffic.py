@@ -5,6 +5,8 @@ Small maps with rows of whole sectors; tiles as they are chosen for a batch of 2
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from perf.cases import make_case
 from perf.counting import Counter, MapOrder, interpreted, map_order
@@ -83,6 +85,28 @@ def test_large_weights_are_read_once_per_batch():
     case = make_case("se", "bf16", "contiguous", 2, Site(1, 64, 4, 4, 64))
     moved = count(case, 256)
     assert moved["fwd"].launches <= 4 and moved["fwd"].names.count("linear_kernel") == 2
+
+
+@pytest.mark.parametrize("name, batch, expected", [("ge", 128, 2), ("ge", 768, 3), ("se", 768, 2)])
+def test_what_reaches_dram(name, batch, expected):
+    """Both read the map twice, a batch of 16 MB from L2 the second time; one of 101 MB only where an image is read again before the next ones are."""
+    case = make_case(name, "bf16", "contiguous", 2, Site(1, 32, 32, 64, 4))
+    moved = count(case, batch, dram=True)["fwd"]
+    assert moved.in_u(map_order(case).map_numel * case.itemsize)["total_u"] == pytest.approx(3, abs=0.03)
+    assert moved.dram_u == pytest.approx(expected, abs=0.05)
+
+
+@triton.jit
+def copy_kernel(x_ptr, y_ptr):
+    i = tl.arange(0, 32)
+    tl.store(y_ptr + i, tl.load(x_ptr + i))
+
+
+def test_accesses_without_a_mask_count_once():
+    x = torch.randn(32)
+    with Counter(MapOrder(1)) as counter, interpreted(counter):
+        copy_kernel[(1,)](x, torch.empty_like(x))
+    assert counter.moved.map_read == counter.moved.map_write == 128
 
 
 def test_the_count_sees_a_copy():
