@@ -181,7 +181,7 @@ def test_widths_follow_addresses_to_their_argument():
 
 
 def test_launches_are_recorded_without_a_device():
-    case = make_case("se+residual+relu", "bf16", "channels_last", 256, STAGES[1])
+    case = make_case("cbam+residual+relu", "bf16", "channels_last", 256, STAGES[1])
     found = codegen.launches(case)
     by_name = {launch.name: launch for launch in found}
     gate = by_name["gate_fwd_kernel"]
@@ -189,13 +189,13 @@ def test_launches_are_recorded_without_a_device():
     assert len(found) >= 4
     again = {launch.config for launch in codegen.launches(case)}
     assert {launch.config for launch in found} == again  # a configuration's name is the same in every run
-    squeeze = codegen.launches(make_case("se", "bf16", "channels_last", 1, STAGES[2]))[0]
+    squeeze = codegen.launches(make_case("cbam", "bf16", "channels_last", 1, STAGES[2]))[0]
     assert squeeze.bound["part_ptr"].numel() * 8 > squeeze.bound["x_ptr"].numel() and squeeze.maps == {"x_ptr"}
 
 
 @pytest.mark.parametrize(("hw", "bits"), [(28, 128), (7, 16)], ids=["aligned", "odd"])
 def test_a_kernel_compiles_offline(hw, bits):
-    case = make_case("se", "bf16", "contiguous", 256, Site(1, 64, hw, hw, 4))
+    case = make_case("cbam", "bf16", "contiguous", 256, Site(1, 64, hw, hw, 4))
     gate = next(launch for launch in codegen.launches(case) if launch.name == "gate_fwd_kernel")
     rows = {target: codegen.row(gate, target) for target in ("sm_90", "gfx942")}
     for row in rows.values():
