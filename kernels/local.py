@@ -31,50 +31,72 @@ def window(i, size, EXTENT: tl.constexpr):
 
 
 @triton.jit
-def local_mean_fwd_kernel(
-    x_ptr, z_ptr, C_V, H, W_V, HS, WS, rows, VEC_C: tl.constexpr, VEC_W: tl.constexpr, EXTENT: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_J: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """z_ncij = mean of x_nchw over |h - EXTENT i| < EXTENT and |w - EXTENT j| < EXTENT inside the map.
+def first_row(i, H, HS, scale):
+    """The first row of the map whose nearest is i or a later one; H for i = HS."""
+    h = tl.maximum((i * H + HS - 1) // HS - 1, 0)  # one before the exact quotient, because the nearest is rounded
+    for _ in tl.static_range(2):
+        h += (h < H) & ((i == HS) | (nearest(h, scale, HS) < i))
+    return h
 
-    A program owns BLOCK_C channels and `rows` rows of z. It reads whole rows of x, BLOCK_W >= W, each once; those between its first row and the one
-    above are another program's too.
-    """
-    C = C_V * VEC_C
-    W = W_V * VEC_W
+
+@triton.jit
+def own_rows(C, HS, rows, BLOCK_C: tl.constexpr):
+    """What this program owns: image, channels, its first row of the small map, and the one after its last."""
     blocks_c = tl.cdiv(C, BLOCK_C)
     splits = tl.cdiv(HS, rows)
     n = tl.program_id(0) // (blocks_c * splits)
     block = tl.program_id(0) % (blocks_c * splits)
-    c = (block // splits * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
+    c = block // splits * BLOCK_C + tl.arange(0, BLOCK_C)
     start = block % splits * rows
+    return n, c, start, tl.minimum(start + rows, HS)
+
+
+@triton.jit
+def local_mean_fwd_kernel(
+    x_ptr, z_ptr, C_V, H, W_V, HS, WS, rows, VEC_C: tl.constexpr, VEC_W: tl.constexpr, EXTENT: tl.constexpr, PLANES: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_J: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """z_ncij = mean of x_nchw over |h - EXTENT i| < EXTENT and |w - EXTENT j| < EXTENT inside the map.
+
+    A program owns BLOCK_C channels and `rows` rows of z. It reads whole rows of x, BLOCK_W >= W, each once: with PLANES, BLOCK_H >= H, all at once,
+    else from centre to centre, and those between its first row and the one above are another program's too.
+    """
+    C = C_V * VEC_C
+    W = W_V * VEC_W
+    n, c, start, stop = own_rows(C, HS, rows, BLOCK_C)
+    c3 = c[:, None, None]
+    k = tl.arange(0, BLOCK_H)[None, :, None]
     w = tl.arange(0, BLOCK_W)
-    image = image_offset(n, C, H * W)
-    above = tl.zeros([BLOCK_C, BLOCK_W], ACC)
-    for i in range(start - 1, tl.minimum(start + rows, HS)):
-        centre = tl.zeros([BLOCK_C, BLOCK_W], ACC)
-        between = tl.zeros([BLOCK_C, BLOCK_W], ACC)  # up to the next centre, in the window of both
-        for k in tl.static_range(EXTENT):
-            h = i * EXTENT + k
-            mask = (c < C) & (w[None, :] < W) & (h >= 0) & (h < H)
-            if k == 0:
-                mask = mask & (i >= start)
-            row = load_tile(x_ptr + image, tile_offsets(c, h * W + w[None, :], C, H * W, CHANNELS_LAST, LARGE), mask, ACC)
-            if k == 0:
-                centre = row
-            else:
-                between += row
+    w3 = w[None, None, :]
+    x_ptr += image_offset(n, C, H * W)
+    inside = (c3 < C) & (w3 < W)
+    first = tl.maximum((start - 1) * EXTENT + 1, 0)
+    x = tl.zeros([BLOCK_C, BLOCK_H, BLOCK_W], ACC)
+    if PLANES:
+        x = load_tile(x_ptr, tile_offsets(c3, k * W + w3, C, H * W, CHANNELS_LAST, LARGE), inside & (k < H), ACC)
+    total = tl.zeros([BLOCK_C, BLOCK_W], ACC)
+    for i in range(start if PLANES else start - 1, stop):
+        below = tl.zeros([BLOCK_C, BLOCK_W], ACC)  # the rows after this centre, in the window of the next one too
+        if PLANES:
+            total = tl.sum(tl.where((k - EXTENT * i < EXTENT) & (k - EXTENT * i > -EXTENT), x, 0.0), 1)
+        else:
+            for h0 in range(i * EXTENT, i * EXTENT + EXTENT, BLOCK_H):
+                h = h0 + k
+                mask = inside & (h >= first) & (h < H)
+                x = load_tile(x_ptr, tile_offsets(c3, h * W + w3, C, H * W, CHANNELS_LAST, LARGE), mask, ACC)
+                total += tl.sum(x, 1)
+                below += tl.sum(tl.where(h > i * EXTENT, x, 0.0), 1)
         if i >= start:
-            total = above + centre + between
             for j0 in range(0, WS, BLOCK_J):
                 j = j0 + tl.arange(0, BLOCK_J)
                 apart = w[:, None] - EXTENT * j[None, :]
-                inside = (apart < EXTENT) & (apart > -EXTENT)
-                found = tl.sum(tl.where(inside[None, :, :], total[:, :, None], 0.0), 1)
+                near = (apart < EXTENT) & (apart > -EXTENT)
+                found = tl.sum(tl.where(near[None, :, :], total[:, :, None], 0.0), 1)
                 z = found / (window(i, H, EXTENT) * window(j, W, EXTENT))[None, :].to(ACC)
-                offsets = tile_offsets(c, i * WS + j[None, :], C, HS * WS, CHANNELS_LAST, LARGE)
-                tl.store(z_ptr + image_offset(n, C, HS * WS) + offsets, z, mask=(c < C) & (j[None, :] < WS))
-        above = between
+                offsets = tile_offsets(c[:, None], i * WS + j[None, :], C, HS * WS, CHANNELS_LAST, LARGE)
+                tl.store(z_ptr + image_offset(n, C, HS * WS) + offsets, z, mask=(c[:, None] < C) & (j[None, :] < WS))
+        total = below
 
 
 @triton.jit
@@ -105,46 +127,50 @@ def local_gate_fwd_kernel(
 @triton.jit
 def local_gate_bwd_kernel(
     g_ptr, x_ptr, logits_ptr, residual_ptr, da_ptr, dlogits_ptr, C_V, H, W_V, HS, WS, rows, scale_h, scale_w,
-    VEC_C: tl.constexpr, VEC_W: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_J: tl.constexpr, ACC: tl.constexpr,
+    VEC_C: tl.constexpr, VEC_W: tl.constexpr, PLANES: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    STORE_DA: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr, BLOCK_J: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dlogits_ncij = f'(logits_ncij) sum of da_nchw x_nchw over the positions (h, w) to which (i, j) is the nearest; with STORE_DA also da.
 
-    A program owns BLOCK_C channels and `rows` rows of the small map, and reads whole rows of x and g, BLOCK_W >= W.
+    A program owns BLOCK_C channels and `rows` rows of the small map, and reads whole rows of x and g, BLOCK_W >= W: those of one row of the small map
+    after another, or with PLANES, BLOCK_H >= H, all at once.
     """
     C = C_V * VEC_C
     W = W_V * VEC_W
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    splits = tl.cdiv(HS, rows)
-    n = tl.program_id(0) // (blocks_c * splits)
-    block = tl.program_id(0) % (blocks_c * splits)
-    c = (block // splits * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    start = block % splits * rows
+    n, c, start, stop = own_rows(C, HS, rows, BLOCK_C)
+    c3 = c[:, None, None]
+    k = tl.arange(0, BLOCK_H)[None, :, None]
     w = tl.arange(0, BLOCK_W)
+    w3 = w[None, None, :]
     column = nearest(w, scale_w, WS)
     image = image_offset(n, C, H * W)
-    for i in range(start, tl.minimum(start + rows, HS)):
-        total = tl.zeros([BLOCK_C, BLOCK_W], ACC)
-        # one row more on either side, because the nearest is rounded
-        for h in range(tl.maximum(i * H // HS - 1, 0), tl.minimum((i + 1) * H // HS + 2, H)):
-            own = nearest(tl.full([1, 1], h, tl.int32), scale_h, HS) == i
-            mask = (c < C) & (w[None, :] < W) & own
-            offsets = tile_offsets(c, h * W + w[None, :], C, H * W, CHANNELS_LAST, LARGE)
+    for i0 in range(start, stop, HS if PLANES else 1):
+        products = tl.zeros([BLOCK_C, BLOCK_H, BLOCK_W], ACC)
+        last = first_row(HS if PLANES else i0 + 1, H, HS, scale_h)
+        for h0 in range(first_row(i0, H, HS, scale_h), last, BLOCK_H):
+            h = h0 + k
+            mask = (c3 < C) & (w3 < W) & (h < last)
+            offsets = tile_offsets(c3, h * W + w3, C, H * W, CHANNELS_LAST, LARGE)
             x = load_tile(x_ptr + image, offsets, mask, ACC)
             factor = x
             if ACTIVATION != "none":
-                t = load_nearest(logits_ptr, n, c, h * W + w[None, :], mask, C, W, HS, WS, scale_h, scale_w, CHANNELS_LAST, LARGE, ACC)
+                t = load_nearest(logits_ptr, n, c3, h * W + w3, mask, C, W, HS, WS, scale_h, scale_w, CHANNELS_LAST, LARGE, ACC)
                 factor = gate_function(t, GATE)
             da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
-            total += tl.where(mask, da * x, 0.0)
-        for j0 in range(0, WS, BLOCK_J):
-            j = j0 + tl.arange(0, BLOCK_J)
-            found = tl.sum(tl.where((column[:, None] == j[None, :])[None, :, :], total[:, :, None], 0.0), 1)
-            mask = (c < C) & (j[None, :] < WS)
-            offsets = tile_offsets(c, i * WS + j[None, :], C, HS * WS, CHANNELS_LAST, LARGE)
-            t = load_tile(logits_ptr + image_offset(n, C, HS * WS), offsets, mask, ACC)
-            found = chain(found, gate_grad(t, GATE), GATE)
-            tl.store(dlogits_ptr + image_offset(n, C, HS * WS) + offsets, found.to(dlogits_ptr.dtype.element_ty), mask=mask)
+            products += tl.where(mask, da * x, 0.0)
+        for i in range(i0, stop if PLANES else i0 + 1):
+            if PLANES:
+                total = tl.sum(tl.where(nearest(k, scale_h, HS) == i, products, 0.0), 1)
+            else:
+                total = tl.sum(products, 1)
+            for j0 in range(0, WS, BLOCK_J):
+                j = j0 + tl.arange(0, BLOCK_J)
+                found = tl.sum(tl.where((column[:, None] == j[None, :])[None, :, :], total[:, :, None], 0.0), 1)
+                mask = (c[:, None] < C) & (j[None, :] < WS)
+                small = image_offset(n, C, HS * WS) + tile_offsets(c[:, None], i * WS + j[None, :], C, HS * WS, CHANNELS_LAST, LARGE)
+                found = chain(found, gate_grad(tl.load(logits_ptr + small, mask=mask, other=0.0).to(ACC), GATE), GATE)
+                tl.store(dlogits_ptr + small, found.to(dlogits_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

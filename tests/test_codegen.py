@@ -53,6 +53,18 @@ def test_rows_of_odd_length_do_not_spill(op):
         assert made["status"] == "ok" and made["spill_bytes"] == 0, made
 
 
+# tiles of whole planes and of several rows; the gate's backward holds the most
+STATISTICS = [("fp32", "coord+residual+relu", "channels_last", 2, "sm_80"), ("bf16", "triplet", "contiguous", 2, "sm_80")]
+STATISTICS += [("bf16", "ge", "contiguous", 1, "sm_80"), ("fp32", "ge", "channels_last", 1, "sm_80")]
+
+
+@pytest.mark.parametrize("dtype, op, layout, stage, target", STATISTICS)
+def test_statistics_of_lines_do_not_spill(dtype, op, layout, stage, target):
+    for launch in kernels(dtype, op, layout, stage).values():
+        made = row(launch, target)
+        assert made["status"] == "ok" and made["spill_bytes"] == 0, made
+
+
 GROUPS = [("sse", 2, "sm_80", 64), ("scse_max+residual+relu", 2, "sm_90", 64), ("scse+residual+relu", 3, "sm_100", 128)]
 
 

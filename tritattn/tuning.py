@@ -17,6 +17,7 @@ import torch
 
 RESIDENT_CHANNELS = 2048  # a program holds this many channels of a few positions in registers
 RESIDENT_ELEMENTS = 8192  # or this many elements of whole planes, in fp32
+SECTOR = 32  # bytes, the unit in which GPUs move memory
 GROUP_BYTES = 16384  # of an image, that one program of a group holds
 TICKET_BYTES = 32768  # of an image, that one program of a ticketed launch reads
 
@@ -129,8 +130,9 @@ def choose(
 
     role: "channel" reduces positions, and so do "means" and "pools", without an MLP after them, and "ticket" before it gates the map; "column",
     "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all positions of
-    their channels, at once where they fit, "covariance" the covariances of theirs; "lines" and "extremes" walk down rows of `row` positions, which
-    `splits` cuts: block_p positions are as much of a row as fits, or several rows; "rows" walks rows of `hw` positions; "tile" is elementwise.
+    their channels, at once where they fit, "covariance" the covariances of theirs; "lines", "extremes" and "products" walk down rows of `row`
+    positions, which `splits` cuts: block_p positions are as much of a row as fits, or several rows; "rows" does so with rows as wide as they are;
+    "tile" is elementwise.
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
@@ -274,7 +276,13 @@ def _lines(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
     h = hw // w
     block_w = min(power_of_two(w), 128)
     elements = 8 * 32 * _each(c if channels_last else w, itemsize)
-    block_c = min(power_of_two(c), 64, elements // block_w)
+    block_h = 1
+    if not channels_last:
+        # whole planes, or as many rows as make whole sectors; of 8 channels at least, whose statistics make one
+        elements = max(elements, 2048)
+        most = max(1, elements // (8 * block_w))
+        block_h = power_of_two(h) if power_of_two(h) <= most else min(most, SECTOR // math.gcd(SECTOR, w * itemsize))
+    block_c = min(power_of_two(c), 64, elements // (block_w * block_h))
     images = max(n * -(-w // block_w), 1)
     while block_c > 16 and images * -(-c // block_c) < sms:
         block_c //= 2
@@ -290,14 +298,25 @@ def _extremes(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: 
     return replace(_lines(n, c, hw, itemsize, channels_last, sms, w), num_warps=16)
 
 
-def _rows(n: int, c: int, w: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    """By rows of w positions, block_p positions of a small map at once."""
-    width = power_of_two(w)
-    odd = not channels_last and w % 4 != 0  # then every element takes an address
-    block_c = min(power_of_two(c), max(1, 64 // itemsize if channels_last else (512 if odd else 1024) // width))
+def _products(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, w: int) -> Config:
+    # two maps and the gates are kept beside each sum
+    tile = _lines(n, c, hw, itemsize, channels_last, sms, w)
+    return replace(tile, num_warps=16 if tile.block_c * tile.block_p > 2048 else 8, maxnreg=128)
+
+
+def _rows(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, w: int) -> Config:
+    width, height = power_of_two(w), power_of_two(hw // w)
+    each = _each(c if channels_last else w, itemsize)
+    elements = 8 * 32 * each
+    if channels_last:
+        block_c = min(power_of_two(c), 64 // itemsize)
+    else:
+        # whole planes, or eight rows: whole sectors
+        block_c = min(power_of_two(c), max(1, elements // (width * (height if width * height <= 1024 else 8))))
+    block_p = width * max(1, min(height, elements // (block_c * width)))
     programs = max(n * -(-c // block_c), 1)
-    warps = max(1, min(4, block_c * width // (128 if odd else 256)))
-    return Config(block_c, max(1, 8192 // (block_c * width)), power_of_two(-(-sms // programs)), warps)
+    limit = 80 if block_c * block_p <= 2048 else 128  # that no kernel reaches
+    return Config(block_c, block_p, power_of_two(-(-sms // programs)), _warps(block_c, block_p, each), maxnreg=limit)
 
 
 _RULES: dict[str, Callable[..., Config]] = {
@@ -314,5 +333,6 @@ _RULES: dict[str, Callable[..., Config]] = {
     "shuffled_plane": _shuffled_plane,
     "lines": _lines,
     "extremes": _extremes,
+    "products": _products,
     "rows": _rows,
 }

@@ -3,6 +3,8 @@
 Small maps with rows of whole sectors; tiles as they are chosen for a batch of 256. `python -m perf traffic` counts the stages of SE-ResNet-50.
 """
 
+import math
+
 import pytest
 import torch
 import triton
@@ -18,7 +20,7 @@ from tritattn import ops
 
 # launches forward while the excite's weights are small
 LAUNCHES = {"sse": 1, "cbam": 4, "spatial_attention": 3, "gc": 8, "gc_scale": 8, "gsop": 14, "shuffle": 1, "simam": 1, "sk": 7, "splat": 9}
-LAUNCHES |= {"coord": 16, "strip": 8, "triplet": 15, "bam": 24}
+LAUNCHES |= {"coord": 17, "strip": 8, "triplet": 15, "bam": 24}
 LAUNCHES |= {"mscam": 9, "aff": 9, "iaff": 18}
 
 
@@ -73,6 +75,17 @@ def test_launches_of_channel_gates_with_small_weights(name):
     moved = count(counted_case(name, "channels_last"), 256)
     assert moved["fwd"].launches == 1, moved["fwd"].names
     assert moved["bwd"].launches <= (4 if name == "eca" else 2), moved["bwd"].names
+
+
+@pytest.mark.parametrize("size", [14, 7])
+@pytest.mark.parametrize("op", ["coord", "strip", "triplet", "ge"])
+def test_rows_that_are_no_whole_sectors(op, size, monkeypatch):
+    """Of the map alone, because the statistics of so few rows and columns are no small part of it."""
+    monkeypatch.setattr("perf.interpret.map_order", lambda case: MapOrder(4 * math.prod(case.shape)))
+    case = make_case(op, "bf16", "contiguous", 2, Site(1, 128, size, size, 8))
+    moved = count(case, 256)
+    for mode, bar in zip(("fwd", "bwd"), case.op.bar_u, strict=True):
+        assert moved[mode].in_u(map_order(case).map_numel * case.itemsize)["total_u"] == bar
 
 
 @pytest.mark.parametrize("norm, limit", [("none", 4), ("batch", 6)])

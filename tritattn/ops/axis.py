@@ -157,7 +157,7 @@ def _gate_backward(grads, inputs, saved, spec: AxisSpec, needs: Sequence[bool]) 
     cotangent = Cotangent(m, g, residual, spec)
     if needs[0]:
         cotangent.da = m.empty()
-    walk = _Walk(m, spec)
+    walk = _Walk(m, spec, "products")
     logits = _gates(row, column, pixel)
     found = [None if t is None else torch.empty_like(t) for t in logits]
     kernels().axis_gate_bwd_kernel[(walk.programs,)](
@@ -190,7 +190,6 @@ axis_gate = RelayGate(
     reference=_gate_reference,
     spec=AxisSpec,
 )
-
 
 
 def _dense(t: Tensor) -> Tensor:
@@ -263,7 +262,7 @@ def coord(
     _checks.choice("hidden", hidden, reference.HIDDEN)
     _checks.choice("combine", combine, COMBINES)
     _check_norm("norm", norm)
-    c, h, w = x.shape[1:]
+    c, height, width = x.shape[1:]
     r = _checks.layer("w1", w1, x, None, c)
     _checks.parameter("b1", b1, x, (r,))
     for name, weight, bias in (("h", w_h, b_h), ("w", w_w, b_w)):
@@ -275,13 +274,13 @@ def coord(
 
     def excite(rows: Tensor, columns: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, None]:
         with _exact(x):
-            if _excite.plain_norm(norm):
-                u = linear(torch.cat([rows, columns], 1), *_excite.folded(w1, b1, norm, rows.dtype))  # [N, H + W, R]
-            else:
-                u = linear(torch.cat([rows, columns], 1), w1, b1)
-                u = u if norm is None else _normalised(norm, u.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
-            u = reference.HIDDEN[hidden](u)
-            u_h, u_w = u.split([h, w], 1)
+            plain = _excite.plain_norm(norm)
+            w, b = _excite.folded(w1, b1, norm, rows.dtype) if plain else (w1.to(rows.dtype), b1)
+            # put together as R channels rather than C
+            u = torch.cat([linear(rows, w, b), linear(columns, w, b)], 1)  # [N, H + W, R]
+            if norm is not None and not plain:
+                u = _normalised(norm, u.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2)
+            u_h, u_w = reference.HIDDEN[hidden](u).split([height, width], 1)
             return linear(u_h, w_h, b_h), linear(u_w, w_w, b_w), None
 
     return attend(x, excite, residual, AxisSpec(gate, combine, activation=activation))
@@ -311,7 +310,7 @@ def strip(
 
     def head(z: Tensor, w: Tensor | None, b: Tensor | None, norm: Any, other: int) -> Tensor:
         """z [N, L, C]; other: the dimension of [N, C, H, W] that is gone."""
-        t = z.transpose(1, 2).unsqueeze(other)
+        t = z.unsqueeze(other - 1).permute(0, 3, 1, 2)  # channels last, to torch as well
         if w is not None:
             padding = [int(k) // 2 for k in w.shape[2:]]
             t = F.conv2d(t, w.to(t.dtype), None if b is None else b.to(t.dtype), padding=padding, groups=int(w.shape[0]))

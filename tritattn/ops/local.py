@@ -50,15 +50,17 @@ def _rows(m: Map, small: Tensor) -> tuple[int, dict[str, Any]]:
     """(programs, arguments) of the kernels that walk the map by rows."""
     height, width = m.x.shape[2:]
     hs, ws = small.shape[2:]
-    config = tuning.choose("rows", m.n, m.c, width, m.x.element_size(), m.channels_last, m.x.device)
+    config = m.config("rows", row=width)
     block_w = tuning.power_of_two(width)
-    splits = min(hs, config.splits)
-    rows = -(-hs // splits)
+    block_h = max(1, config.block_p // block_w)
+    planes = block_h >= height
+    rows = hs if planes else -(-hs // min(hs, config.splits))
     vec = 1 if m.channels_last else vector(width)
     args = {name: value for name, value in m.args.items() if name not in ("HW_V", "VEC_P")}
     return m.n * -(-m.c // config.block_c) * -(-hs // rows), dict(
-        **args, H=height, W_V=width // vec, VEC_W=vec, HS=hs, WS=ws, rows=rows, BLOCK_C=config.block_c, BLOCK_W=block_w,
-        BLOCK_J=min(tuning.power_of_two(ws), config.block_p), **config.options,
+        **args, H=height, W_V=width // vec, VEC_W=vec, HS=hs, WS=ws, rows=rows, PLANES=planes, BLOCK_C=config.block_c,
+        BLOCK_H=block_h if planes else min(block_h, tuning.power_of_two(-(-height // hs))), BLOCK_W=block_w,
+        BLOCK_J=min(tuning.power_of_two(ws), 2 * block_h), **config.options,
     )  # fmt: skip
 
 
