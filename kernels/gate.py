@@ -110,16 +110,16 @@ def gate_fwd_kernel(
 @triton.jit
 def output_cotangent(
     g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor,
-    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, ACC: tl.constexpr, shift=None,
+    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, ACC: tl.constexpr, shift=None, LAST: tl.constexpr = None,
 ):  # fmt: skip
-    """da = g a'(x factor + shift + residual): the gradient of what the activation received."""
-    da = load_tile(g_ptr + image, offsets, mask, ACC)
+    """da = g a'(x factor + shift + residual): the gradient of what the activation received. LAST: nobody reads g and residual again."""
+    da = load_tile(g_ptr + image, offsets, mask, ACC, LAST)
     if ACTIVATION != "none":
         t = x * factor
         if shift is not None:
             t += shift
         if HAS_RESIDUAL:
-            t += load_tile(residual_ptr + image, offsets, mask, ACC)
+            t += load_tile(residual_ptr + image, offsets, mask, ACC, LAST)
         da = chain(da, activation_grad(t, ACTIVATION), ACTIVATION)
         if STORE_DA:
             tl.store(da_ptr + image + offsets, da.to(da_ptr.dtype.element_ty), mask=mask)

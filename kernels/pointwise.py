@@ -113,8 +113,13 @@ def tile_offsets(c, p, C, HW, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr):
 
 
 @triton.jit
-def load_tile(ptr, offsets, mask, ACC: tl.constexpr):
-    return tl.load(ptr + offsets, mask=mask, other=0.0).to(ACC)
+def load_tile(ptr, offsets, mask, ACC: tl.constexpr, LAST: tl.constexpr = None):
+    """LAST: nobody reads the tile again, so that it need not stay in the cache."""
+    if LAST:
+        tile = tl.load(ptr + offsets, mask=mask, other=0.0, eviction_policy="evict_first")
+    else:
+        tile = tl.load(ptr + offsets, mask=mask, other=0.0)
+    return tile.to(ACC)
 
 
 @triton.jit

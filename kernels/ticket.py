@@ -73,10 +73,9 @@ def channel_gate_ticket_fwd_kernel(
             p = p0 + tl.arange(0, BLOCK_P)[None, :]
             mask = (c[:, None] < C) & (p < HW)
             offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
-            # neither is read again, and the cache is for what will be
-            y = tl.load(x_ptr + image + offsets, mask=mask, other=0.0, eviction_policy="evict_first").to(ACC) * s[:, None]
+            y = load_tile(x_ptr + image, offsets, mask, ACC, True) * s[:, None]
             if HAS_RESIDUAL:
-                y += tl.load(residual_ptr + image + offsets, mask=mask, other=0.0, eviction_policy="evict_first").to(ACC)
+                y += load_tile(residual_ptr + image, offsets, mask, ACC, True)
             y = activation(y, ACTIVATION).to(y_ptr.dtype.element_ty)
             tl.store(y_ptr + image + offsets, y, mask=mask, eviction_policy="evict_first")
 
@@ -110,9 +109,9 @@ def channel_gate_ticket_bwd_kernel(
                 p = p0 + tl.arange(0, BLOCK_P)[None, :]
                 mask = (c[:, None] < C) & (p < HW)
                 offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
-                x = load_tile(x_ptr + image, offsets, mask, ACC)
+                x = load_tile(x_ptr + image, offsets, mask, ACC, not NEED_X)
                 da = output_cotangent(
-                    g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, s[:, None], HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC
+                    g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, s[:, None], HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC, None, STORE_DA
                 )  # fmt: skip
                 total += tl.where(mask, x * da, 0.0)
             tl.store(part_ptr + (n.to(tl.int64) * SPLITS + block % SPLITS) * C + c, tl.sum(total, 1), mask=c < C)
@@ -136,11 +135,13 @@ def channel_gate_ticket_bwd_kernel(
             offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
             x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
             if NEED_X:
-                x = load_tile(x_ptr + image, offsets, mask, ACC)
+                x = load_tile(x_ptr + image, offsets, mask, ACC, True)
             if STORE_DA:
-                da = load_tile(da_ptr + image, offsets, mask, ACC)
+                da = load_tile(da_ptr + image, offsets, mask, ACC, True)
             else:
-                da = output_cotangent(g_ptr, residual_ptr, g_ptr, image, offsets, mask, x, s[:, None], HAS_RESIDUAL, ACTIVATION, False, ACC)
+                da = output_cotangent(
+                    g_ptr, residual_ptr, g_ptr, image, offsets, mask, x, s[:, None], HAS_RESIDUAL, ACTIVATION, False, ACC, None, True
+                )  # fmt: skip
             dx = da * s[:, None]
             dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, x, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
             tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask, eviction_policy="evict_first")

@@ -135,9 +135,9 @@ def forward(
     w1, b1, w2, b2 = (matrix(t) for t in (w1, b1, w2, b2))
     out = fake(m.x, w1, spec)
     k, rows, r = _sizes(w1, spec)
-    config = m.config("channel" if spec.kind == "mlp" else "means" if spec.pools == "avg" else "pools")
-    programs = m.n * -(-m.c // config.block_c) * config.splits
     inside = spec.kind != "none" and (one_launch or _small(m, w1, w2))
+    config = m.config("channel" if inside and spec.kind == "mlp" else "means" if spec.pools == "avg" else "pools")
+    programs = m.n * -(-m.c // config.block_c) * config.splits
     kernels().channel_squeeze_fwd_kernel[(programs,)](
         **_arguments(m, out, (w1, b1, w2, b2), spec, config, inside), other_ptr=other, sum_ptr=total, HAS_OTHER=other is not None,
         counter_ptr=counters(m.x, m.n) if config.splits > 1 or inside else None,
