@@ -181,7 +181,7 @@ def _ticket(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
     shares = max(-(-block_c * hw * itemsize // TICKET_BYTES), 4 * sms // max(n * blocks_c, 1))
     splits = min(steps, 16, power_of_two(shares))
     warps = _warps(block_c, block_p, _each(c if channels_last else hw, itemsize))
-    lag = 1 + -(-4 * sms // (blocks_c * splits))
+    lag = max(1, min(n, 1 + -(-4 * sms // (blocks_c * splits))))
     if 2 * block_c * hw * itemsize // splits < TICKET_BYTES and n * blocks_c * splits > 4 * sms:
         lag = 0  # many programs that each move too little for the time that a ticket and a wait take
     return Config(block_c, block_p, splits, warps, lag=lag, maxnreg=96 if itemsize < 8 else 0)

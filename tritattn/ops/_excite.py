@@ -76,8 +76,8 @@ def _ticketed(m: Map, w1: Tensor | None, w2: Tensor | None) -> tuple[tuple[int],
     config = m.config("ticket")
     if not config.lag or not _small(m, w1, w2):
         return None
-    lag = min(config.lag, m.n)
-    return ((m.n + lag) * 2 * -(-m.c // config.block_c) * config.splits,), dict(counter_ptr=counters(m.x, 2 * m.n + 1), N=m.n, lag=lag)
+    programs = (m.n + config.lag) * 2 * -(-m.c // config.block_c) * config.splits
+    return (programs,), dict(counter_ptr=counters(m.x, 2 * m.n + 1), N=m.n, lag=config.lag)
 
 
 def gated(m: Map, params: Sequence[Tensor | None], residual: Tensor | None, spec: Spec) -> tuple[Tensor, Excited]:
