@@ -1,4 +1,4 @@
-"""python -m perf sweep | models | traffic | codegen | features | digits | compare | report | all"""
+"""python -m perf sweep | models | tune | traffic | codegen | features | digits | compare | report | all"""
 
 from __future__ import annotations
 

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 from tritattn import tuning
+from tritattn.tuning import Config
+
+
+class Question(NamedTuple):
+    """What tiles are asked for, but for the device."""
+
+    role: str
+    n: int
+    c: int
+    hw: int
+    itemsize: int
+    channels_last: bool
+    maps: int = 1
+    row: int = 0
 
 
 @contextmanager
-def recorded() -> Iterator[dict[str, Any]]:
-    """Collects the configurations chosen inside the block: role -> Config."""
-    found: dict[str, Any] = {}
+def recorded() -> Iterator[dict[Question, Config]]:
+    """Collects the configurations chosen inside the block."""
+    found: dict[Question, Config] = {}
     choose = tuning.choose
 
-    def watched(role: str, *args: Any, **kwargs: Any) -> Any:
-        config = choose(role, *args, **kwargs)
-        found[role] = config
+    def watched(*args: Any) -> Config:
+        config = choose(*args)
+        found[_question(*args)] = config
         return config
 
     with mock.patch.object(tuning, "choose", watched):
         yield found
+
+
+@contextmanager
+def answered(question: Question, config: Config) -> Iterator[None]:
+    """That configuration for one question, the usual ones for all others."""
+    choose = tuning.choose
+    with mock.patch.object(tuning, "choose", lambda *args: config if _question(*args) == question else choose(*args)):
+        yield
+
+
+def _question(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: Any, *rest: int) -> Question:
+    return Question(role, n, c, hw, itemsize, channels_last, *rest)
 
 
 @contextmanager
@@ -33,7 +59,7 @@ def for_batch(n: int) -> Iterator[None]:
         yield
 
 
-def describe(found: dict[str, Any]) -> tuple[str, str]:
+def describe(found: Mapping[Question, Config]) -> tuple[str, str]:
     """The columns config and config_source."""
-    config = " ".join(f"{role}={chosen.key}" for role, chosen in sorted(found.items()))
-    return config, "+".join(sorted({chosen.source for chosen in found.values()}))
+    keys = {question.role: config.key for question, config in found.items()}
+    return " ".join(f"{role}={key}" for role, key in sorted(keys.items())), "+".join(sorted({config.source for config in found.values()}))

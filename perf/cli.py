@@ -118,6 +118,32 @@ def models(
 
 
 @app.command()
+def tune(
+    csv: Annotated[Path, typer.Option(help="where all timings go; an interrupted run of the same command goes on in it")],
+    ops: Annotated[str | None, typer.Option(help="comma list of ops, as for sweep")] = None,
+    sets: Annotated[str | None, typer.Option(help=f"comma list of shape sets: {', '.join(shapes.SETS)}")] = None,
+    dtypes: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.DTYPES)}")] = None,
+    layouts: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.LAYOUTS)}")] = None,
+    batches: Annotated[str | None, typer.Option(help="comma list of batch sizes, instead of the shape set's own")] = None,
+    out: Annotated[Path | None, typer.Option(help="the table; by default the package's own for this device, tritattn/tuned/DEVICE.json")] = None,
+    budget: Annotated[float | None, typer.Option(help="seconds; the most important cases come first")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
+) -> None:
+    """Time tiles around the rule's for every pass and shape, and write those that are faster to a table. On several GPUs under torchrun."""
+    from . import tune as tuner
+
+    plan = cases.all_cases(
+        _several(ops, OPS),
+        _several(sets, tuple(shapes.SETS), tuple(shapes.SETS)),
+        _several(dtypes, ("bf16", "fp32"), tuple(cases.DTYPES)),
+        _several(layouts, tuple(cases.LAYOUTS), tuple(cases.LAYOUTS)),
+        [int(n) for n in batches.split(",")] if batches else (),
+    )
+    tuner.tune(plan, csv, _device("cuda"), console, out=out, budget=budget, resume=not fresh)
+    console.print(f"rows in {csv}")
+
+
+@app.command()
 def traffic(
     csv: Annotated[Path, typer.Option(help="where the rows go; an interrupted run of the same command goes on in it")],
     ops: Annotated[str | None, typer.Option(help="comma list of ops, as for sweep")] = None,

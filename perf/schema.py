@@ -42,6 +42,12 @@ MODELS = (
     *ENVIRONMENT,
     "samples",
 )
+TUNE = (
+    *("op", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "key", "config", "status", "max_err", "spill_bytes", "timer"),
+    *("ms_p50", "ms_p20", "ms_p80", "ratio", "noise"),
+    *ENVIRONMENT,
+    "samples",
+)
 DIGITS = ("block", "seed", "epochs", "status", "accuracy", "loss", "parameters", "seconds", *ENVIRONMENT)
 # What names a measurement, as opposed to what it found: one row per value of these.
 IDENTITY = {
@@ -50,13 +56,14 @@ IDENTITY = {
     CODEGEN: ("kernel", "config", "layout", "dtype", "target"),
     FEATURES: ("op",),
     MODELS: ("network", "provider", "execution", "mode", "dtype", "layout", "n", "size"),
+    TUNE: ("op", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "key", "config"),
     DIGITS: ("block", "seed", "epochs"),
 }
 # Rows of another machine, package or commit do not stand in for a measurement of this one.
 PLACE = ("device", "torch", "triton", "tritattn", "commit")
 # Everything else is text. Empty cells stay empty, never "nan".
 NUMBERS = frozenset(
-    "n c h w max_err ms_p50 ms_p20 ms_p80 launches bytes_min gbps pct_copy copy_u peak_mb copy_gbps samples "
+    "n c h w max_err ratio noise ms_p50 ms_p20 ms_p80 launches bytes_min gbps pct_copy copy_u peak_mb copy_gbps samples "
     "read_u write_u total_u other_u dram_u bar_u floor_u registers spill_bytes shared_bytes map_load_bits map_store_bits "
     "size blocks images_s cost_us cost_pct seed epochs accuracy loss parameters seconds "
     "u_fwd u_bwd bar_fwd bar_bwd floor_fwd floor_bwd launches_fwd launches_bwd "

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .schema import CODEGEN, IDENTITY, MODELS, SWEEP, TRAFFIC, frame
+from .schema import CODEGEN, IDENTITY, MODELS, SWEEP, TRAFFIC, TUNE, frame
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -132,3 +132,20 @@ def print_models(rows: Iterable[Mapping[str, str]], console: Console) -> None:
         out.add_row(network, mode, dtype, layout, batch, execution, _number(found.images_s.iloc[0], ".0f"), *costs)
     console.print(out)
     _print_statuses(table, console, lambda row: f"{row.network} {row.provider} {row.execution} {row['mode']} {row['dtype']} {row.layout} {row.n:g}")
+
+
+def print_tune(rows: Iterable[Mapping[str, str]], console: Console) -> None:
+    """One line per pass: what was tried, and how much faster than the rule the best was."""
+    table = frame(rows, TUNE)
+    table = table[table.key != ""]
+    if table.empty:
+        console.print("no rows")
+        return
+    out = Table(title="tiles tried, and time over that of the rule's", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("pass", "shapes", "tried", "best, mean", "best of all"):
+        out.add_column(name, justify="left" if name == "pass" else "right", no_wrap=True)
+    for role, group in table.groupby(table.key.str.split(" ").str[0], sort=False):
+        best = group[group.status == "ok"].groupby(["key", "n"]).ratio.min()
+        out.add_row(str(role), str(len(best)), str(len(group)), _number(geomean(best), ".3f"), _number(best.min(), ".3f"))
+    console.print(out)
+    _print_statuses(table, console, lambda row: f"{row.op} {row['mode']} {row.key} {row.config}")

@@ -33,12 +33,12 @@ ARROWS: dict[str, set[str]] = {
     "ops": {"_library", "_spec", "kernels", "reference", "tuning"},
     "nn": {"ops", "peers", "reference"},
     "convert": {"nn", "ops", "peers"},
-    "env": {"_library", "_version"},
+    "env": {"_library", "_version", "tuning"},
     "tritattn": {"_library", "_version", "convert", "nn", "ops", "reference"},
     "perf": {"_library", "kernels", "nn", "ops", "peers", "reference", "tritattn", "tuning"},
 }
 # Private modules that are part of a layer of another name.
-PART_OF = {"_match": "peers", "_fused": "convert", "_verify": "convert", "_relay": "_library", "_sharding": "_library"}
+PART_OF = {"_match": "peers", "_fused": "convert", "_verify": "convert", "_relay": "_library", "_sharding": "_library", "_tables": "tuning"}
 
 
 def module_of(path: Path) -> tuple[str, ...]:
@@ -192,7 +192,8 @@ def test_env_prints_versions_and_paths():
 
     from tritattn import __version__, env
 
-    versions, _, paths = python("-m", "tritattn.env").split("\n\n")
+    versions, _, paths, tiles = python("-m", "tritattn.env").split("\n\n")
+    assert re.search(r"^cpu +the rule$", tiles, re.M)
     assert re.search(rf"^tritattn +{re.escape(__version__)}$", versions, re.M)
     assert re.search(rf"^torch +{re.escape(torch.__version__)}$", versions, re.M)
     for dtype in env.DTYPES:

@@ -1,4 +1,4 @@
-"""`python -m tritattn.env`: versions, devices, and the path that a call would take on each device for each dtype."""
+"""`python -m tritattn.env`: versions, devices, the path that a call would take on each device for each dtype, and where its tiles come from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from . import _tables
 from ._library import explain
 from ._version import __version__
 
@@ -62,7 +63,8 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
 def report() -> str:
     """The text that `python -m tritattn.env` prints."""
     devices = list(_devices())
-    parts = (_versions(), ((str(device), name) for device, name in devices), _paths(device for device, _ in devices))
+    tiles = [("device", "tiles"), *((str(device), _tables.describe(device)) for device, _ in devices)]
+    parts = (_versions(), ((str(device), name) for device, name in devices), _paths(device for device, _ in devices), tiles)
     return "\n\n".join(_table(part) for part in parts)
 
 

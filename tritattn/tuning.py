@@ -1,6 +1,8 @@
 """Tile choice: (pass, shape, dtype, layout, device) -> Config, a pure function.
 
-Every rank of a job and every run gets the same tiles for the same shape, so the same bits. No kernel needs a table to be correct.
+What is forced comes first, then a table of the user's ($TRITATTN_CONFIG_DIR), then the one that the package brings for the device, then a rule.
+Nothing is tuned on the way, so every rank of a job and every run that sees the same tables gets the same tiles for the same shape, so the same bits.
+No kernel needs a table to be correct.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
+
+from . import _tables
 
 RESIDENT_CHANNELS = 2048  # a program holds this many channels of a few positions in registers
 RESIDENT_ELEMENTS = 8192  # or this many elements of whole planes, in fp32
@@ -138,7 +142,11 @@ def choose(
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
     if role == "pixel" and config.block_c < c and not channels_last and cooperative(device):
         config = _group(n, c, hw, itemsize, processors(device), *((maps,) if maps > 1 else ())) or config
-    return replace(config, source="forced", **_forced) if _forced else config
+    if _forced:
+        return replace(config, source="forced", **_forced)
+    # how many programs may wait for each other is no matter of speed
+    tuned = None if config.group else _tables.lookup(device, role, n, c, hw, itemsize, channels_last, maps, row)
+    return config if tuned is None else replace(config, source="tuned", **tuned)  # type: ignore[arg-type]
 
 
 def _each(row: int, itemsize: int, maps: int = 1) -> int:

@@ -1,0 +1,245 @@
+"""Tuning: for each pass and shape, tiles around those of the rule are timed beside them, and what is faster by more than the noise becomes a table.
+
+A pass is timed inside the ops that use it, since it is a part of their launches: the forward, the backward, or both where it occurs in both. Tiles
+must be right and must not spill more than the rule's; of several ops that share a pass at a shape, none may become slower.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from tritattn import _tables, tuning
+from tritattn.tuning import Config, power_of_two
+
+from . import timing
+from .cases import Case
+from .choices import Question, answered, recorded
+from .environment import environment, now
+from .runner import DeviceFailed, Row, Unit, clean, measure, status_of
+from .schema import TUNE, read
+from .summary import geomean, print_tune
+from .sweep import Bench
+
+GAIN = 0.03  # less than that is not worth an entry
+FINISHED = "finished"  # stands for the configuration in the last row of a case
+_DOUBLED, _HALVED = 2.0, 0.5
+# What is changed of the rule's tiles: one thing, or two that make up for each other.
+CHANGES: tuple[dict[str, float], ...] = (
+    *({name: factor} for name in ("block_c", "block_p", "splits", "num_warps", "lag") for factor in (_DOUBLED, _HALVED)),
+    *({"block_c": factor, "block_p": 1 / factor} for factor in (_DOUBLED, _HALVED)),
+    *({block: factor, "num_warps": factor} for block in ("block_c", "block_p") for factor in (_DOUBLED, _HALVED)),
+    {"lag": 0},
+    {"maxnreg": 0},
+)
+
+
+def candidates(rule: Config, question: Question) -> list[Config]:
+    """The configurations to try, the rule's first; none beside it where programs wait for each other in groups, which have to fit on the device."""
+    found = {rule.key: rule}
+    for change in () if rule.group else CHANGES:
+        values: dict[str, Any] = {name: int(getattr(rule, name) * factor) for name, factor in change.items()}
+        config = replace(rule, source="tuned", **values)
+        fits = config.block_c <= power_of_two(question.c) and config.block_p <= power_of_two(question.hw)
+        fits = fits and config.splits <= max(rule.splits, -(-question.hw // config.block_p))
+        if fits and _tables.problem(table_key(question), str(question.n), fields_of(config.key)) is None:
+            found.setdefault(config.key, config)
+    return list(found.values())
+
+
+def table_key(question: Question) -> str:
+    role, _, *rest = question
+    return _tables.key(role, *rest)  # type: ignore[arg-type]
+
+
+def fields_of(key: str) -> dict[str, int]:
+    """The fields that a configuration's key tells, all of them, so that an entry leaves none to the rule."""
+    match = re.fullmatch(r"c(\d+)p(\d+)s(\d+)w(\d+)(?:l(\d+))?(?:r(\d+))?", key)
+    assert match, key
+    return {name: int(value or 0) for name, value in zip(_tables.FIELDS, match.groups(), strict=True)}
+
+
+@contextmanager
+def compiled() -> Iterator[list[Any]]:
+    """Collects the compiled kernels launched inside the block."""
+    from triton.runtime.jit import JITFunction
+
+    found: list[Any] = []
+    run = JITFunction.run
+
+    def watched(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        found.append(run(kernel, *args, **kwargs))
+        return found[-1]
+
+    with mock.patch.object(JITFunction, "run", watched):
+        yield found
+
+
+def asked(bench: Bench) -> dict[Question, tuple[Config, str]]:
+    """Question -> the rule's answer, and the mode in which it is put."""
+    found: dict[Question, tuple[Config, str]] = {}
+    for mode in ("fwd", "bwd"):
+        call = bench.call("tritattn", mode)
+        with recorded() as questions:
+            call(0)
+        for question, config in questions.items():
+            found[question] = (config, mode if question not in found else "fwd_bwd")
+    return found
+
+
+def compare(bench: Bench, question: Question, rule: Config, mode: str, samples: int, sample_ms: float) -> list[dict[str, Any]]:
+    """The columns of every candidate: checked, and timed beside the rule."""
+    call = bench.call("tritattn", mode)
+    rows: dict[str, dict[str, Any]] = {}
+    lanes: dict[str, timing.Lane] = {}
+    for config in candidates(rule, question):
+        row: dict[str, Any] = {"mode": mode, "key": table_key(question), "config": config.key, "status": "ok"}
+        rows[config.key] = row
+
+        def changed(i: int, config: Config = config) -> Any:
+            with answered(question, config):
+                return call(i)
+
+        try:
+            with compiled() as kernels:
+                result = changed(0)
+            row["max_err"], right = bench.error(mode, result)
+            del result
+            row["spill_bytes"] = 4 * sum(getattr(kernel, "n_spills", 0) for kernel in kernels)
+            if not right:
+                row["status"] = "wrong"
+            elif row["spill_bytes"] > rows[rule.key].get("spill_bytes", 0):
+                row["status"] = "spills"
+            else:
+                lanes[config.key] = timing.lane(changed, bench.sets, bench.device)
+        except Exception as error:
+            row["status"] = status_of(error)
+            clean(bench.device, {"tritattn": row})
+    if rule.key not in lanes:
+        return list(rows.values())
+    times = timing.measure(lanes, bench.device, samples=samples, sample_ms=sample_ms)
+    base = times[rule.key]
+    for key, taken in times.items():
+        spreads = [(t.ms_p80 - t.ms_p20) / t.ms_p50 for t in (base, taken)]
+        rows[key].update(asdict(taken), ratio=taken.ms_p50 / base.ms_p50, noise=math.hypot(*spreads))
+    return list(rows.values())
+
+
+def _measure(case: Case, device: str, samples: int, sample_ms: float, missing: Sequence[Row]) -> Iterator[Row]:
+    (finished,) = missing
+    status = "ok"
+    try:
+        bench = Bench(case, device)
+        for question, (rule, mode) in asked(bench).items():
+            for row in compare(bench, question, rule, mode, samples, sample_ms):
+                yield {**case.row(), **row}
+            clean(device, {})
+    except DeviceFailed as failed:
+        for row in failed.rows.values():
+            yield {**case.row(), **row}
+        raise
+    except Exception as error:
+        status = status_of(error)
+        clean(device, {})
+    yield {**finished, "status": status}
+
+
+def winners(table: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
+    """The entries of a table of tiles: of each pass and shape the configuration with the best mean over the ops that use it, where that beats the
+    rule by more than `GAIN` and the noise, and makes none of them slower by more than the noise."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for (key, n), group in table[table.key != ""].groupby(["key", "n"], sort=True):
+        uses = len(group[["op", "mode", "params"]].drop_duplicates())
+        best: tuple[float, str] = (1.0, "")
+        for config, rows in group.groupby("config"):
+            good = len(rows) == uses and (rows.status == "ok").all() and (rows.ratio <= 1 + rows.noise).all()
+            mean = geomean(rows.ratio)
+            if good and 1 - mean > max(GAIN, rows.noise.max()):
+                best = min(best, (mean, str(config)))
+        if best[1]:
+            found.setdefault(str(key), {})[f"{n:.0f}"] = fields_of(best[1])
+    return found
+
+
+def write_table(path: Path, table: pd.DataFrame, device: str, processors: int) -> int:
+    """Bring the table of tiles at `path` up to what was measured: entries of what was measured are replaced, others stay. Returns their number."""
+    kept, _ = _tables.read(path, processors)
+    tiles = {key: {str(n): entry for n, entry in batches.items()} for key, batches in kept.items()}
+    for key, n in table[table.key != ""][["key", "n"]].drop_duplicates().itertuples(index=False):
+        tiles.get(key, {}).pop(f"{n:.0f}", None)
+    for key, batches in winners(table).items():
+        tiles.setdefault(key, {}).update(batches)
+    tiles = {key: dict(sorted(batches.items(), key=lambda entry: int(entry[0]))) for key, batches in sorted(tiles.items()) if batches}
+    header = {"schema": _tables.SCHEMA, "device": device, "processors": processors, "triton": _tables.triton_version()}
+    text = json.dumps({**header, "torch": torch.__version__, "tuned": now(), "tiles": tiles}, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_suffix(".tmp")
+    partial_file.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial_file, path)
+    return sum(map(len, tiles.values()))
+
+
+def tune(
+    cases: Sequence[Case],
+    path: str | os.PathLike[str],
+    device: str,
+    console: Console,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    samples: int = 15,
+    sample_ms: float = 2.0,
+    budget: float | None = None,
+    resume: bool = True,
+) -> Path:
+    """Time the candidates of every pass of the cases, and write the table of tiles: `out`, or the one that the package brings for this device.
+
+    Under torchrun every process takes a share of the cases on a GPU of its own, with a CSV of its own beside `path`, and the first writes the table.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    paths = [Path(path).with_suffix(f".{i}{Path(path).suffix}") if i else Path(path) for i in range(world)]
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    torch.backends.cudnn.allow_tf32 = False
+    units = []
+    for case in cases[rank::world]:
+        finished = {**case.row(), "mode": "", "key": "", "config": FINISHED}
+        name = f"{case.op_name} {case.dtype} {case.layout} {'x'.join(map(str, case.shape))}"
+        units.append(Unit(name, [finished], partial(_measure, case, device, samples, sample_ms)))
+    options: dict[str, Any] = {"summary": print_tune, "budget": budget, "resume": resume}
+    with no_tables():
+        measure(units, paths[rank], TUNE, title="tune", device=device, console=console, **options)
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    found = environment(device)["device"]
+    table_path = Path(out) if out else _tables.BUNDLED / f"{_tables.slug(found)}.json"
+    if rank == 0:
+        rows = pd.concat([read(part, TUNE) for part in paths], ignore_index=True)
+        count = write_table(table_path, rows[rows.device == found], found, tuning.processors(torch.device(device)))
+        console.print(f"{count} entries in {table_path}", soft_wrap=True)
+    return table_path
+
+
+@contextmanager
+def no_tables() -> Iterator[None]:
+    """The rule alone: what is compared with."""
+    with mock.patch.object(_tables, "tables", lambda device: ()):
+        tuning.choose.cache_clear()
+        try:
+            yield
+        finally:
+            tuning.choose.cache_clear()
