@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from peer_imports import peer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -158,7 +159,7 @@ def test_every_provider_of_every_op_agrees_with_fp64(name, layout):
 
 
 def test_peers_are_offered_where_they_have_the_block():
-    pytest.importorskip("timm")
+    peer("timm")
     known = {name: {norm: offers("timm", make_case(name, "fp32", "contiguous", 1, SMALL, norm=norm)) for norm in ("none", "batch")} for name in OPS}
     assert known["se"]["none"] and known["eca"]["none"] and known["ese"]["none"] and not known["scse"]["none"]
     assert known["cbam"] == {"none": False, "batch": True}
