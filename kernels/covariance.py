@@ -4,38 +4,42 @@ import triton
 import triton.language as tl
 
 from .gate import load_gates
-from .pointwise import activation_grad, chain, image_offset, load_tile, tile_offsets
+from .pointwise import activation, activation_grad, chain, image_offset, load_tile, tile_offsets
+from .product import add_product
 
 
 @triton.jit
-def row_mean(
-    x_ptr, offset, c, C, HW, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+def load_channels(
+    x_ptr, c, p, C, HW, BEFORE: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """mean over p of x_cp - offset_c for the channels c [BLOCK_C] of one image."""
-    total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    zero = tl.zeros([BLOCK_C], ACC)
-    for p0 in range(0, HW, BLOCK_P):
-        total += load_centred(x_ptr, offset, zero, c, p0 + tl.arange(0, BLOCK_P), C, HW, CHANNELS_LAST, LARGE, ACC)
-    return tl.sum(total, 1) / HW
+    """b(x_cp) [BLOCK_C, BLOCK_P], 0 outside."""
+    mask = (c[:, None] < C) & (p[None, :] < HW)
+    return activation(load_tile(x_ptr, tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE), mask, ACC), BEFORE)
 
 
 @triton.jit
-def load_centred(x_ptr, mean, rest, c, p, C, HW, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, ACC: tl.constexpr):
-    """x_cp - mean_c - rest_c [BLOCK_C, BLOCK_P], 0 outside."""
-    mask = (c[:, None] < C) & (p[None, :] < HW)
-    x = load_tile(x_ptr, tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE), mask, ACC)
-    return tl.where(mask, x - mean[:, None] - rest[:, None], 0.0)
+def centred(x, mean, c, p, C, HW):
+    """x_cp - mean_c [BLOCK_C, BLOCK_P], 0 outside."""
+    return tl.where((c[:, None] < C) & (p[None, :] < HW), x - mean[:, None], 0.0)
+
+
+@triton.jit
+def mean_of_rest(total, HW):
+    """What is left of the mean after a shift; NaN and not infinite, because an infinite mean leaves nothing to tell apart."""
+    rest = tl.sum(total, 1) / HW
+    return rest + (rest - rest)
 
 
 @triton.jit
 def covariance_fwd_kernel(
-    x_ptr, covariance_ptr, mean_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr, PRECISION: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    x_ptr, covariance_ptr, mean_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr, BEFORE: tl.constexpr, INTERPRETED: tl.constexpr,
+    WHOLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """covariance_nij = sum over p of (x_nip - m_ni) (x_njp - m_nj) / HW, m_ni = sum over p of x_nip / HW.
+    """covariance_nij = sum over p of (u_nip - s_ni) (u_njp - s_nj) / HW - r_ni r_nj, u = b(x), s_ni the mean of u_nip over the first BLOCK_P
+    positions, r_ni = sum over p of (u_nip - s_ni) / HW.
 
-    x [N, C, HW], covariance [N, C, C]; mean [N, 2, C]: m, and what its rounding left of it. The means come first, so that large ones cost no digits.
-    A program owns BLOCK_C x BLOCK_C elements of one image's covariance.
+    x [N, C, HW], covariance [N, C, C]; mean [N, 2, C]: s and r. The shift comes first, so that large means cost no digits. A program owns
+    BLOCK_C x BLOCK_C elements of one image's covariance; WHOLE: all of them, and then reads each element of x once.
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
@@ -44,31 +48,49 @@ def covariance_fwd_kernel(
     block = tl.program_id(0) % (blocks_c * blocks_c)
     i = block // blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
     j = block % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = tl.arange(0, BLOCK_P)
     x_ptr += image_offset(n, C, HW)
-    zero = tl.zeros([BLOCK_C], ACC)
-    mean_i = row_mean(x_ptr, zero, i, C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, ACC)
-    rest_i = row_mean(x_ptr, mean_i, i, C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, ACC)
-    mean_j = row_mean(x_ptr, zero, j, C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, ACC)
-    rest_j = row_mean(x_ptr, mean_j, j, C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, ACC)
+    left = load_channels(x_ptr, i, p, C, HW, BEFORE, CHANNELS_LAST, LARGE, ACC)
+    shift_i = tl.sum(left, 1) / tl.minimum(HW, BLOCK_P)
+    sum_i = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    if not WHOLE:
+        right = load_channels(x_ptr, j, p, C, HW, BEFORE, CHANNELS_LAST, LARGE, ACC)
+        shift_j = tl.sum(right, 1) / tl.minimum(HW, BLOCK_P)
+        sum_j = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     total = tl.zeros([BLOCK_C, BLOCK_C], ACC)
     for p0 in range(0, HW, BLOCK_P):
-        p = p0 + tl.arange(0, BLOCK_P)
-        left = load_centred(x_ptr, mean_i, rest_i, i, p, C, HW, CHANNELS_LAST, LARGE, ACC)
-        right = load_centred(x_ptr, mean_j, rest_j, j, p, C, HW, CHANNELS_LAST, LARGE, ACC)
-        total = tl.dot(left, tl.trans(right), total, input_precision=PRECISION, out_dtype=ACC)
+        # the tiles of the next step are on their way while this one's are multiplied
+        u_i = centred(left, shift_i, i, p0 + p, C, HW)
+        left = load_channels(x_ptr, i, p0 + BLOCK_P + p, C, HW, BEFORE, CHANNELS_LAST, LARGE, ACC)
+        sum_i += u_i
+        if WHOLE:
+            u_j = u_i
+        else:
+            u_j = centred(right, shift_j, j, p0 + p, C, HW)
+            right = load_channels(x_ptr, j, p0 + BLOCK_P + p, C, HW, BEFORE, CHANNELS_LAST, LARGE, ACC)
+            sum_j += u_j
+        total = add_product(total, u_i, u_j, INTERPRETED, ACC)
+    rest_i = mean_of_rest(sum_i, HW)
+    rest_j = rest_i
+    if not WHOLE:
+        rest_j = mean_of_rest(sum_j, HW)
     row = n.to(tl.int64) * C
     first = (i < C) & (block % blocks_c == 0)
-    tl.store(mean_ptr + 2 * row + i, mean_i, mask=first)
+    tl.store(mean_ptr + 2 * row + i, shift_i, mask=first)
     tl.store(mean_ptr + 2 * row + C + i, rest_i, mask=first)
-    tl.store(covariance_ptr + (row + i[:, None]) * C + j[None, :], total / HW, mask=(i[:, None] < C) & (j[None, :] < C))
+    found = total / HW - rest_i[:, None] * rest_j[None, :]
+    tl.store(covariance_ptr + (row + i[:, None]) * C + j[None, :], found, mask=(i[:, None] < C) & (j[None, :] < C))
 
 
 @triton.jit
 def covariance_bwd_kernel(
-    g_ptr, x_ptr, mean_ptr, dx_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr, PRECISION: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    g_ptr, x_ptr, mean_ptr, dx_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr, BEFORE: tl.constexpr, INTERPRETED: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dx_nip = sum over j of (g_nij + g_nji) (x_njp - m_nj) / HW. g [N, C, C]. A program owns BLOCK_C channels x BLOCK_P positions of one image."""
+    """dx_nip = b'(x_nip) sum over j of (g_nij + g_nji) (b(x_njp) - s_nj - r_nj) / HW.
+
+    g [N, C, C]; mean [N, 2, C]: s and r. A program owns BLOCK_C channels x BLOCK_P positions of one image.
+    """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
     blocks_c = tl.cdiv(C, BLOCK_C)
@@ -80,18 +102,21 @@ def covariance_bwd_kernel(
     image = image_offset(n, C, HW)
     row = n.to(tl.int64) * C
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    for j0 in range(0, C, BLOCK_C):
-        j = j0 + tl.arange(0, BLOCK_C)
+    for j0 in range(0, C, BLOCK_J):
+        j = j0 + tl.arange(0, BLOCK_J)
         both = (i[:, None] < C) & (j[None, :] < C)
         g = tl.load(g_ptr + (row + i[:, None]) * C + j[None, :], mask=both, other=0.0)
         g += tl.load(g_ptr + (row + j[None, :]) * C + i[:, None], mask=both, other=0.0)
-        mean = tl.load(mean_ptr + 2 * row + j, mask=j < C, other=0.0)
+        shift = tl.load(mean_ptr + 2 * row + j, mask=j < C, other=0.0)
         rest = tl.load(mean_ptr + 2 * row + C + j, mask=j < C, other=0.0)
-        x = load_centred(x_ptr + image, mean, rest, j, p, C, HW, CHANNELS_LAST, LARGE, ACC)
-        total = tl.dot(g, x, total, input_precision=PRECISION, out_dtype=ACC)
+        u = centred(load_channels(x_ptr + image, j, p, C, HW, BEFORE, CHANNELS_LAST, LARGE, ACC), shift, j, p, C, HW)
+        total = add_product(total, g, tl.trans(centred(u, rest, j, p, C, HW)), INTERPRETED, ACC)
     mask = (i[:, None] < C) & (p[None, :] < HW)
     offsets = tile_offsets(i[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
-    tl.store(dx_ptr + image + offsets, (total / HW).to(dx_ptr.dtype.element_ty), mask=mask)
+    total /= HW
+    if BEFORE != "none":
+        total = chain(total, activation_grad(load_tile(x_ptr + image, offsets, mask, ACC), BEFORE), BEFORE)
+    tl.store(dx_ptr + image + offsets, total.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

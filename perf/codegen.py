@@ -32,6 +32,9 @@ from .shapes import SETS
 from .summary import print_codegen
 
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "sm_100": ("cuda", 100, 32), "gfx942": ("hip", "gfx942", 64)}
+# what a program may take
+SHARED_BYTES = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+TENSOR_COLUMNS = 512
 
 
 @dataclasses.dataclass
@@ -136,7 +139,10 @@ def compile_for(launch: Launch, target: str) -> Any:
 
 
 def resources(compiled: Any, target: str) -> dict[str, int]:
-    shared = compiled.metadata.shared
+    """Raises RuntimeError for a kernel that the device has no room for, of which the assembler knows nothing: it would not be launched."""
+    shared, tensor_memory = compiled.metadata.shared, getattr(compiled.metadata, "tmem_size", None) or 0
+    if shared > SHARED_BYTES[target] or tensor_memory > TENSOR_COLUMNS:
+        raise RuntimeError(f"too large: {shared} bytes of shared memory, {tensor_memory} columns of tensor memory")
     if "amdgcn" in compiled.asm:
         text = compiled.asm["amdgcn"]
 

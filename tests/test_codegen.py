@@ -22,7 +22,7 @@ from perf.shapes import STAGES
 OPS = ("se+residual+relu", "scse+residual+relu", "cbam+residual+relu", "sse+residual+relu")
 CASES = [("bf16", op, layout, target) for op in OPS for layout in ("contiguous", "channels_last") for target in ("sm_90", "gfx942")]
 CASES += [("bf16", "gc", "contiguous", "sm_90"), ("bf16", "gc_scale", "channels_last", "sm_80")]
-CASES += [("bf16", "gsop", "contiguous", "sm_90"), ("bf16", "aff+relu", "channels_last", "sm_90")]
+CASES += [("bf16", "gsop", "contiguous", "sm_90"), ("fp32", "gsop", "channels_last", "sm_100"), ("bf16", "aff+relu", "channels_last", "sm_90")]
 CASES += [("fp32", "scse+residual+relu", "contiguous", "sm_80"), ("fp16", "cbam+residual+relu", "channels_last", "sm_100")]
 CASES += [("bf16", "shuffle+residual+relu", "contiguous", "sm_90"), ("bf16", "simam+residual+relu", "channels_last", "sm_90")]
 CASES += [("fp32", op, "contiguous", "sm_90") for op in ("se", "cbam")]

@@ -339,7 +339,7 @@ class Family:
         self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], saved: Sequence[Tensor], spec: Spec, needs: list[bool],
         launch: Callable[..., Sequence[Tensor | None]],
     ) -> list[Tensor | None]:  # fmt: skip
-        passed = self.residual if spec.activation == "none" else None
+        passed = self.residual if self.residual is not None and spec.activation == "none" else None
         asked = [need and i != passed for i, need in enumerate(needs)]
         found = self._only(asked, launch(grads, inputs, saved, asked) if any(asked) else asked)
         if passed is not None and needs[passed]:

@@ -134,9 +134,10 @@ def choose(
 
     role: "channel" reduces positions, and so do "means" and "pools", without an MLP after them, and "ticket" before it gates the map; "column",
     "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all positions of
-    their channels, at once where they fit, "covariance" the covariances of theirs; "lines", "extremes" and "products" walk down rows of `row`
-    positions, which `splits` cuts: block_p positions are as much of a row as fits, or several rows; "rows" does so with rows as wide as they are;
-    "tile" is elementwise.
+    their channels, at once where they fit, "covariance" the covariances of theirs, whose gradients "covariance_bwd" takes back to a tile; "lines",
+    "extremes" and "products" walk down rows of `row` positions, which `splits` cuts: block_p positions are as much of a row as fits, or several rows;
+    "rows" does so with rows as wide as they are; "convolution" walks down the channels of its positions, "convolution_bwd" positions with a block
+    of them; "tile" is elementwise.
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
@@ -258,7 +259,18 @@ def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: i
 
 
 def _covariance(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    return Config(min(power_of_two(c), 32 if itemsize == 8 else 64), 32)
+    # all channels where that makes programs enough: with more blocks of them a map is read twice as many times
+    if itemsize == 8:
+        return Config(min(power_of_two(c), 32), 32)
+    block_c = min(power_of_two(c), 128 if n * (-(-c // 128)) ** 2 >= sms else 64)
+    return Config(block_c, 16, num_warps=max(4, block_c // 16), maxnreg=232 if block_c == 64 else 0)
+
+
+def _covariance_bwd(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    # many positions, because every program reads what flows back to its channels' covariances
+    if itemsize == 8:
+        return Config(min(power_of_two(c), 32), 32)
+    return Config(min(power_of_two(c), 128), min(power_of_two(hw), 128), num_warps=8)
 
 
 def _plane(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, resident: int = RESIDENT_ELEMENTS) -> Config:
@@ -340,6 +352,7 @@ _RULES: dict[str, Callable[..., Config]] = {
     "pixel": _pixel,
     "context": _context,
     "covariance": _covariance,
+    "covariance_bwd": _covariance_bwd,
     "plane": _plane,
     "shuffled_plane": _shuffled_plane,
     "lines": _lines,

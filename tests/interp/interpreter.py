@@ -23,9 +23,9 @@ def faithful() -> None:
     """Make the interpreter convert to bfloat16 and drop NaN as GPUs do, and run 2.5 times as fast.
 
     It keeps bfloat16 as uint16, truncates float32 -> bfloat16 where a GPU rounds to nearest, loses small numbers on the way back, and converts
-    float64 -> bfloat16 as if they were integers. Its tl.maximum and tl.minimum pass NaN on, where a GPU's, unless told otherwise, return the other
-    number. It patches triton.language at every call of a device function, where once per launch is enough, and checks every integer sum for overflow,
-    of which small maps are far.
+    float64 -> bfloat16, and multiplies matrices of bfloat16, as if they were integers. Its tl.maximum and tl.minimum pass NaN on, where a GPU's,
+    unless told otherwise, return the other number. It patches triton.language at every call of a device function, where once per launch is enough,
+    and checks every integer sum for overflow, of which small maps are far.
     """
     builder = interpreter.InterpreterBuilder
     original = builder.cast_impl
@@ -38,6 +38,11 @@ def faithful() -> None:
         converted = (stored.view(torch.bfloat16) if kinds[0] == tl.bfloat16 else stored).to(FLOATS[kinds[1]])
         return interpreter.TensorHandle((converted.view(torch.uint16) if kinds[1] == tl.bfloat16 else converted).numpy(), kinds[1])
 
+    multiply = builder.create_dot
+
+    def dot(self: Any, left: Any, right: Any, *args: Any) -> Any:
+        return multiply(self, *(cast(self, t, tl.float32) if t.dtype.scalar == tl.bfloat16 else t for t in (left, right)), *args)
+
     read_indices()
     patch_lang = interpreter._patch_lang
     everything = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
@@ -46,6 +51,7 @@ def faithful() -> None:
         return self.rewrite()(*args, **kwargs)
 
     builder.cast_impl = cast
+    builder.create_dot = dot
     builder.create_maxnumf = lambda self, left, right: self.binary_op(left, right, np.fmax)
     builder.create_minnumf = lambda self, left, right: self.binary_op(left, right, np.fmin)
     interpreter._patch_lang = lambda kernel: patch_lang(everything)

@@ -33,7 +33,7 @@ CALLS = {
     "shuffle": lambda x=X, **more: ops.shuffle(x, HALF, HALF, HALF, HALF, **{"groups": 1, **more}),
     "simam": lambda x=X, **more: ops.simam(x, **more),
     "gsop": lambda x=X, **more: ops.gsop(x, torch.relu, lambda s: s[:, :, :1], **more),
-    "covariance": lambda x=X: ops.covariance(x),
+    "covariance": lambda x=X, **more: ops.covariance(x, **more),
     "sk": lambda x=X, **more: ops.sk((x, X), W1, None, torch.zeros(8, 2), None, **more),
     "splat": lambda x=X, **more: ops.splat(x, *MLP, **{"radix": 1, **more}),
     "coord": lambda x=X, **more: ops.coord(x, *COORD, **more),
@@ -131,6 +131,7 @@ OPTIONS = {
     "triplet": {"order": "mix", "max_grad": "last"},
     "aff": {"factor": 3},
     "blend": {"factor": 0},
+    "covariance": {"before": "tanh"},
     "channel_statistics": {"pools": "avg", "max_grad": "last"},
     "spatial_statistics": {"kinds": ("mean", "min"), "max_grad": "last"},
 }

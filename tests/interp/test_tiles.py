@@ -8,7 +8,7 @@ from cases import BY_NAME, OPS, VALUES, check, fused, make, run
 from interpreter import reversed_programs
 from tritattn.kernels.excite import arrive
 
-from tritattn import tuning
+from tritattn import ops, tuning
 
 # several blocks of channels and of positions, two ranges of positions, no tile with all channels of a position
 CUT = {"block_c": 2, "block_p": 4, "splits": 2}
@@ -109,6 +109,23 @@ def test_excite_in_blocks_batched(name, launches):
     op = BY_NAME[name]
     check(op, make(op, (18, 40, 2, 1), seed=8))
     assert (launches[1] == "linear_kernel") == (name != "cbam")  # which saves the launch instead
+
+
+@pytest.mark.parametrize("name", ["covariance", "covariance-relu"])
+def test_covariance_in_blocks(name):
+    """More channels than one program takes."""
+    with tuning.forced(block_c=16, block_p=16):
+        check(BY_NAME[name], make(BY_NAME[name], (2, 37, 5, 7), values="offset", seed=10))
+
+
+def test_covariance_of_a_map_that_begins_elsewhere():
+    """The first 16 of 256 positions, which the sums are centred by, are as far from the rest as can be: 16 times the error of centred ones."""
+    x = torch.randn(1, 5, 32, 8, generator=torch.Generator().manual_seed(0)) + 3000
+    x.flatten(2)[..., :16] = 0
+    flat = x.double().flatten(2)
+    exact = (flat - flat.mean(2, keepdim=True)) @ (flat - flat.mean(2, keepdim=True)).transpose(1, 2) / 256
+    limit = 2 * 16 * torch.finfo(torch.float32).eps
+    assert ((ops.covariance(x).double() - exact).abs() <= limit * exact.abs().max()).all()
 
 
 @pytest.mark.parametrize("name", ["eca", "eca-circular"])

@@ -37,4 +37,5 @@ def _gsop(name: str, main: bool = False) -> Op:
 OPS = [
     _gsop("gsop", main=True),
     statistics("covariance", ops.covariance, _covariance, "covariance", (3, 4, 5), main=True),
+    statistics("covariance-relu", lambda x: ops.covariance(x, before="relu"), lambda x: _covariance(x.relu()), "covariance", (3, 4, 5)),
 ]

@@ -124,7 +124,7 @@ class GSoP(Block):
         if mode == "position":
             gated = by_position
         else:
-            covariance = ops.covariance(F.relu(bn(conv(rectified)))).unsqueeze(-1)
+            covariance = ops.covariance(bn(conv(rectified)), before="relu").unsqueeze(-1)
             logits = fc(row_conv(row_bn(covariance.to(row_conv.weight.dtype))))
             if mode == "average" and residual is None:
                 return ops.gate(x, logits, gate="sigmoid", residual=by_position, activation=activation)
@@ -169,8 +169,9 @@ class ISqrtCovPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.layer_reduce is not None and self.layer_reduce_bn is not None:
-            x = F.relu(self.layer_reduce_bn(self.layer_reduce(x)))
-        covariance = ops.covariance(x)
+            covariance = ops.covariance(self.layer_reduce_bn(self.layer_reduce(x)), before="relu")
+        else:
+            covariance = ops.covariance(x)
         d = covariance.shape[-1]
         with torch.autocast(x.device.type, enabled=False):  # half precisions are too short for the iteration
             root = square_root(covariance, self.iterations)

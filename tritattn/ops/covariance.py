@@ -7,6 +7,7 @@ rectified map's gradient and the gate's meet in one pass that writes dx.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,35 +24,37 @@ from .channel import channel_relay_gate
 # -- the covariance --------------------------------------------------------------------------------------------------------------------------
 
 
-def _fake(x, spec: Spec) -> tuple[Tensor, ...]:
+class CovarianceSpec(NamedTuple):
+    before: str = "none"  # activation of the map
+
+
+def _fake(x, spec: CovarianceSpec) -> tuple[Tensor, ...]:
     n, c = x.shape[:2]
     acc = reference.accumulator(x.dtype)
     return x.new_empty((n, c, c), dtype=acc), x.new_empty((n, 2, c), dtype=acc)
 
 
-def _args(m: Map) -> tuple[int, int, dict]:
+def _args(m: Map, role: str, spec: CovarianceSpec) -> tuple[int, int, dict]:
     """(blocks of channels, blocks of positions, the kernels' arguments about them). Matrix units take no fewer than 16 of either."""
-    config = m.config("covariance")
+    config = m.config(role)
     block_c, block_p = max(16, config.block_c), max(16, config.block_p)
-    # three bf16 numbers hold an fp32 one, and of their nine products six are large enough to count; the interpreter knows none of this
-    precision = "ieee" if m.acc == torch.float64 or INTERPRET else "bf16x6"
-    args = dict(m.args, PRECISION=precision, BLOCK_C=block_c, BLOCK_P=block_p, **config.options)
+    args = dict(m.args, BEFORE=spec.before, INTERPRETED=INTERPRET, BLOCK_C=block_c, BLOCK_P=block_p, **config.options)
     return -(-m.c // block_c), -(-m.hw // block_p), args
 
 
-def _launch(x, spec: Spec) -> tuple[Tensor, ...]:
+def _launch(x, spec: CovarianceSpec) -> tuple[Tensor, ...]:
     m = Map(x)
     found, mean = _fake(x, spec)
-    blocks_c, _, args = _args(m)
-    kernels().covariance_fwd_kernel[(m.n * blocks_c * blocks_c,)](m.x, found, mean, **args)
+    blocks_c, _, args = _args(m, "covariance", spec)
+    kernels().covariance_fwd_kernel[(m.n * blocks_c * blocks_c,)](m.x, found, mean, **args, WHOLE=blocks_c == 1)
     return found, mean
 
 
-def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
+def _backward(grads, inputs, saved, spec: CovarianceSpec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     m = Map(inputs[0])
     dx = m.empty()
-    blocks_c, blocks_p, args = _args(m)
-    kernels().covariance_bwd_kernel[(m.n * blocks_c * blocks_p,)](grads[0].contiguous(), m.x, saved[0], dx, **args)
+    blocks_c, blocks_p, args = _args(m, "covariance_bwd", spec)
+    kernels().covariance_bwd_kernel[(m.n * blocks_c * blocks_p,)](grads[0].contiguous(), m.x, saved[0], dx, **args, BLOCK_J=16)
     return [m.output(dx)]
 
 
@@ -65,7 +68,8 @@ covariance_family = Family(
     fake=_fake,
     launch=_launch,
     backward=_backward,
-    reference=lambda x, spec: (reference.covariance(x),),
+    reference=lambda x, spec: (reference.covariance(reference.HIDDEN[spec.before](x)),),
+    spec=CovarianceSpec,
 )
 
 # -- the rectified map ------------------------------------------------------------------------------------------------------------------------
@@ -108,15 +112,17 @@ rectify = RelaySqueeze(
 # -- public functions ------------------------------------------------------------------------------------------------------------------------
 
 
-def covariance(x: Tensor) -> Tensor:
-    """Covariance of the channels over all positions, in fp32 (fp64 for fp64 maps): cov[n, i, j] = mean_p (x_ip - mean_p x_ip) (x_jp - mean_p x_jp).
+def covariance(x: Tensor, *, before: str = "none") -> Tensor:
+    """Covariance of the channels of u = b(x) over all positions, in fp32 (fp64 for fp64 maps):
+    cov[n, i, j] = mean_p (u_ip - mean_p u_ip) (u_jp - mean_p u_jp).
 
-    x: [N, C, *spatial] with one to three spatial dimensions; float32, float16, bfloat16 or float64. Returns [N, C, C]. On matrix units, as exact as
-    fp32. The authors of MPN-COV (Li et al., 2018, arXiv:1712.01034) multiply by a centring matrix of positions x positions instead.
-    Raises TypeError and ValueError naming the argument.
+    x: [N, C, *spatial] with one to three spatial dimensions; float32, float16, bfloat16 or float64. before: b, one of none, relu, silu, hardswish,
+    gelu and the other activations of hidden layers. Returns [N, C, C]. On matrix units, as exact as fp32. The authors of MPN-COV (Li et al., 2018,
+    arXiv:1712.01034) multiply by a centring matrix of positions x positions instead. Raises TypeError and ValueError naming the argument.
     """
     _checks.feature_map(x, ranks=(3, 4, 5))
-    return covariance_family(x, spec=Spec())
+    _checks.choice("before", before, reference.HIDDEN)
+    return covariance_family(x, spec=CovarianceSpec(before))
 
 
 def gsop(
@@ -145,7 +151,7 @@ def gsop(
     n, c = x.shape[:2]
     spec = Spec(gate=gate, activation=activation)
     rectified, *slots = rectify(x, spec=spec)
-    found = covariance(called("reduce", reduce, rectified, (n, None, None, None)).relu())
+    found = covariance(called("reduce", reduce, rectified, (n, None, None, None)), before="relu")
     logits = called("excite", excite, found.unsqueeze(-1), (n, c, 1, 1)).flatten(1)
     if not slots:  # the squeeze took the reference
         return channel_relay_gate.reference(x, logits, residual, None, None, spec)[0]

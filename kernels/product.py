@@ -1,0 +1,46 @@
+"""Products of matrices on matrix units, as exact as their elements' type."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def bf16_parts(t):
+    """fp32 t = a + b + c in bf16, and a again but 0 where it is infinite or NaN, as b and c then are."""
+    a = t.to(tl.bfloat16)
+    rest = t - a.to(tl.float32)
+    finite = rest == rest
+    rest = tl.where(finite, rest, 0.0)
+    b = rest.to(tl.bfloat16)
+    c = (rest - b.to(tl.float32)).to(tl.bfloat16)
+    return a, b, c, tl.where(finite, a, 0.0)
+
+
+@triton.jit
+def side_by_side(a, b, c, d, e, f, g, h):
+    """[R, 8 K] of eight [R, K] of bf16."""
+    joined = tl.join(tl.join(tl.join(a, b), tl.join(c, d)), tl.join(tl.join(e, f), tl.join(g, h)))
+    # as integers, or Triton 3.7 for sm_100 moves the change of shape into shared memory, where not every shape can be had
+    flat = tl.reshape(joined.to(tl.int16, bitcast=True), [a.shape[0], 8 * a.shape[1]])
+    return flat.to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def add_product(total, left, right, INTERPRETED: tl.constexpr, ACC: tl.constexpr):
+    """total_ij + sum over k of left_ik right_jk.
+
+    Of the nine products of bf16 numbers that hold two fp32 ones eight are added, in one longer sum because some matrix units have no room for more
+    than one. Infinite and NaN elements take part in the first alone: infinity times a part that is zero would be NaN. INTERPRETED: by Triton's
+    interpreter, which multiplies bf16 numbers as if they were integers.
+    """
+    if INTERPRETED:
+        total = tl.dot(left.to(ACC), tl.trans(right.to(ACC)), total, input_precision="ieee", out_dtype=ACC)
+    elif left.dtype == tl.float32:
+        a, b, c, a_finite = bf16_parts(left)
+        d, e, f, d_finite = bf16_parts(right)
+        left = side_by_side(a, a_finite, b, a_finite, c, b, b, c)
+        right = side_by_side(d, e, d_finite, f, d_finite, e, f, e)
+        total = tl.dot(left, tl.trans(right), total)
+    else:
+        total = tl.dot(left, tl.trans(right), total, input_precision="ieee", out_dtype=ACC)
+    return total
