@@ -1,9 +1,8 @@
-"""Covariance of a map's channels over its positions, on matrix units, and the gradient of a map that is gated and rectified."""
+"""Covariance of a map's channels over its positions, on matrix units."""
 
 import triton
 import triton.language as tl
 
-from .gate import load_gates
 from .pointwise import activation, activation_grad, chain, image_offset, load_tile, tile_offsets
 from .product import add_product
 
@@ -117,34 +116,3 @@ def covariance_bwd_kernel(
     if BEFORE != "none":
         total = chain(total, activation_grad(load_tile(x_ptr + image, offsets, mask, ACC), BEFORE), BEFORE)
     tl.store(dx_ptr + image + offsets, total.to(dx_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def rectified_bwd_kernel(
-    da_ptr, x_ptr, drectified_ptr, logits_ptr, dx_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
-    GATE: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_DA: tl.constexpr, HAS_RECTIFIED: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """dx_ncp = da_ncp f(logits_nc) + drectified_ncp [x_ncp > 0]: what comes through a channel gate and through max(x, 0), written once.
-
-    A program owns one tile of one image.
-    """
-    C = C_V * VEC_C
-    HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    mask = (c[:, None] < C) & (p[None, :] < HW)
-    image = image_offset(n, C, HW)
-    offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
-    dx = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    if HAS_DA:
-        s, _ = load_gates(logits_ptr, logits_ptr, n, c, p, C, HW, GATE, GATE, HAS_CHANNEL, False, ACC)
-        dx += load_tile(da_ptr + image, offsets, mask, ACC) * s[:, None]
-    if HAS_RECTIFIED:
-        x = load_tile(x_ptr + image, offsets, mask, ACC)
-        dx += chain(load_tile(drectified_ptr + image, offsets, mask, ACC), activation_grad(x, "relu"), "relu")
-    tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)

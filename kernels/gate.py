@@ -305,14 +305,14 @@ def gate_bwd_input_kernel(
     GATE: tl.constexpr, SPATIAL: tl.constexpr, COMBINE: tl.constexpr, JOINT: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr,
     HAS_G: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, NEED_X: tl.constexpr, HAS_STATS: tl.constexpr,
     SPATIAL_EVEN: tl.constexpr, AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr,
-    EVEN: tl.constexpr, HAS_PIXEL: tl.constexpr, HAS_THROUGH: tl.constexpr,
+    EVEN: tl.constexpr, HAS_PIXEL: tl.constexpr, HAS_THROUGH: tl.constexpr, BEFORE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx_ncp = da_ncp (gates)_ncp                              HAS_G: what comes through the gate
              + f(logits_nc) du_ncp                              HAS_STATS: through the spatial statistics of x f(logits)
              + sum over k of dz_nkc dpool_k/dx_ncp              *_AT >= 0: through the channel statistics
              + w_c dpixel_np                                    HAS_PIXEL: through the 1x1 convolution to one channel
-             + through_ncp                                      HAS_THROUGH: through somebody else's layers on the map
+             + through_ncp b'(x_ncp)                            HAS_THROUGH: through somebody else's layers on b(map), b of BEFORE
 
     Written once. A program owns one tile of one image; x is read only with NEED_X.
     """
@@ -343,7 +343,7 @@ def gate_bwd_input_kernel(
         w = tl.load(w_ptr + c, mask=c < C, other=0.0).to(ACC)
         dx += w[:, None] * tl.load(dpixel_ptr + n.to(tl.int64) * HW + p, mask=p < HW, other=0.0)[None, :]
     if HAS_THROUGH:
-        dx += load_tile(through_ptr + image, offsets, mask, ACC)
+        dx += chain(load_tile(through_ptr + image, offsets, mask, ACC), activation_grad(x, BEFORE), BEFORE)
     tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 

@@ -22,6 +22,7 @@ from . import _tables
 RESIDENT_CHANNELS = 2048  # a program holds this many channels of a few positions in registers
 RESIDENT_ELEMENTS = 8192  # or this many elements of whole planes, in fp32
 SECTOR = 32  # bytes, the unit in which GPUs move memory
+CONVOLUTION_CHANNELS = 128  # of a convolution's result, all of which a program owns
 GROUP_BYTES = 16384  # of an image, that one program of a group holds
 TICKET_BYTES = 32768  # of an image, that one program of a ticketed launch reads
 
@@ -124,6 +125,15 @@ def rows_together(c: int, hw: int, itemsize: int) -> int:
     common = math.gcd(hw, vector)
     rows = vector // common
     return 1 if common * itemsize >= 8 or c % rows else rows
+
+
+def fused_convolution(channels: int, itemsize: int) -> bool:
+    """Whether a 1x1 convolution to so many channels is computed where the map is rectified, instead of by torch on a rectified map.
+
+    That saves a write of the map and two reads forward, and as much backward, as long as a program holds all channels. Two-byte maps then wait for
+    memory, or nearly. Products of wider ones take matrix units eight times as long, which torch, free to round to TF32, does not spend.
+    """
+    return channels <= CONVOLUTION_CHANNELS and itemsize == 2
 
 
 @lru_cache(maxsize=8192)
@@ -258,6 +268,20 @@ def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: i
     return replace(config, num_warps=16) if config.block_c >= c else config
 
 
+def _convolution(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    if itemsize > 2:
+        return Config(16, min(power_of_two(hw), 32), num_warps=8)
+    return Config(min(power_of_two(c), 64), min(power_of_two(hw), 128), num_warps=8)
+
+
+def _convolution_bwd(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    # as many programs as run at once, because each leaves a share of its channels' gradients of the weight, of all its positions together
+    block_c = min(power_of_two(c), 64 if itemsize == 2 else 32)
+    # rows that begin inside of a sector read one more of each tile, so fewer tiles; not where every element takes an address
+    block_p = 16 if itemsize > 2 else 64 if not channels_last and hw % 16 and hw % 4 == 0 else 32
+    return Config(block_c, min(power_of_two(hw), block_p), max(1, 2 * sms // -(-c // block_c)), num_warps=8)
+
+
 def _covariance(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
     # all channels where that makes programs enough: with more blocks of them a map is read twice as many times
     if itemsize == 8:
@@ -351,6 +375,8 @@ _RULES: dict[str, Callable[..., Config]] = {
     "column": _column,
     "pixel": _pixel,
     "context": _context,
+    "convolution": _convolution,
+    "convolution_bwd": _convolution_bwd,
     "covariance": _covariance,
     "covariance_bwd": _covariance_bwd,
     "plane": _plane,

@@ -31,8 +31,8 @@ def _gsop(x: Tensor, w: Weights, p: Params) -> Tensor:
 def _fused(x: Tensor, w: Weights, p: Params, **epilogue: Any) -> Tensor:
     from tritattn import ops
 
-    return ops.gsop(x, **w, **epilogue)
+    return ops.gsop(x, tuple(w["reduce"]), w["excite"], **epilogue)
 
 
-# The convolution, by torch, reads the rectified map, and its backward reads that and writes its gradient.
-BLOCKS = {"gsop": Block(_shapes, _gsop, _fused, {"d": 128}, (5, 8), floor=(3, 5), rereads=True)}
+# The convolution takes the ReLU in, and its backward reads the map once for both of its gradients; fp32 maps take torch's convolution, 5 and 8.
+BLOCKS = {"gsop": Block(_shapes, _gsop, _fused, {"d": 128}, (3, 5), floor=(3, 5), rereads=True)}

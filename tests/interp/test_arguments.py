@@ -132,6 +132,7 @@ OPTIONS = {
     "aff": {"factor": 3},
     "blend": {"factor": 0},
     "covariance": {"before": "tanh"},
+    "gsop": {"convolution": "own"},
     "channel_statistics": {"pools": "avg", "max_grad": "last"},
     "spatial_statistics": {"kinds": ("mean", "min"), "max_grad": "last"},
 }
@@ -298,6 +299,8 @@ def test_networks_that_return_another_shape():
     refused(ValueError, "add", lambda: ops.gc(X, PIXEL, add=torch.sum))
     refused(ValueError, "scale", lambda: ops.gc(X, PIXEL, scale=lambda z: z[:, :2]))
     refused(ValueError, "reduce", lambda: ops.gsop(X, torch.sum, torch.relu))
+    for net in (torch.relu, torch.nn.Conv2d(4, 2, 3), torch.nn.Conv2d(4, 5, 1), torch.nn.Conv2d(4, 2, 1).half()):
+        refused(ValueError, "convolution", lambda net=net: ops.gsop(X, net, torch.relu, convolution="fused"))
     refused(ValueError, "excite", lambda: ops.gsop(X, torch.relu, torch.relu))
 
 

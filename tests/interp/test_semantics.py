@@ -90,6 +90,26 @@ def test_batchnorm_in_eval_is_part_of_the_convolution(launches, monkeypatch):
     assert launches[-3:] == ["spatial_squeeze_fwd_kernel", "spatial_convolution_fwd_kernel", "gate_fwd_kernel"]
 
 
+FUSED = "pointwise_convolution_fwd_kernel"
+
+
+def test_convolution_of_second_order_pooling(launches):
+    """Fused with the ReLU before it: for two-byte maps, and where a call of the layer would compute in the map's dtype and do nothing else."""
+
+    def fused(dtype, layer, autocast=False):
+        launches.clear()
+        x = torch.ones(1, 4, 2, 3, dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            ops.gsop(x, (layer, nn.BatchNorm2d(2, dtype=layer.weight.dtype).eval()), lambda s: s.repeat(1, 2, 1, 1)[:, :, :1])
+        return FUSED in launches
+
+    layer = nn.Conv2d(4, 2, 1)
+    assert not fused(torch.float32, layer) and not fused(torch.bfloat16, layer) and not fused(torch.float32, layer, autocast=True)
+    assert fused(torch.bfloat16, layer, autocast=True) and fused(torch.float16, layer.half()) and not fused(torch.bfloat16, nn.Conv2d(4, 2, 1, 3))
+    layer.register_forward_hook(lambda *_: None)
+    assert not fused(torch.float16, layer)
+
+
 # -- tensors ----------------------------------------------------------------------------------------------------------------------------------
 
 

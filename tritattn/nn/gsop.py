@@ -50,9 +50,10 @@ class GSoP(Block):
         stride: of the channel branch's convolution; None for the authors' rule: 2 up to 256 channels, else 1.
         residual, activation: see `Block`.
 
-    The map is read and written 5 times forward and 8 times backward in the mode "channel", convolutions by torch included, and more often in the
-    others. The authors' code multiplies each map by a matrix of positions x positions to centre it, and its position branch divides by the number
-    of positions where its covariances are sums over channels; the latter is kept, since weights are trained with it.
+    In the mode "channel" the map is read and written 3 times forward and 5 times backward in half precisions, and otherwise, with the convolution by
+    torch, 5 and 8 times; more often in the other modes. The authors' code multiplies each map by a matrix of positions x positions to centre it, and
+    its position branch divides by the number of positions where its covariances are sums over channels; the latter is kept, since weights are trained
+    with it.
 
     Gao et al., Global Second-order Pooling Convolutional Networks, https://arxiv.org/abs/1811.12006
     """

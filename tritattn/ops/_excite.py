@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import reference, tuning
 from .._spec import Spec
 from ._launch import Cotangent, Map, counters, gate_backward_channel, gate_backward_input, gate_forward, kernels, matrix, pool_rows, reads_map
+from ._networks import hooked
 
 NAMES = ("w1?", "b1?", "w2?", "b2?")
 RESULTS = ("logits", "z", "hidden", "aux")
@@ -263,7 +264,7 @@ def plain_norm(norm: Any) -> bool:
         and not norm.training
         and norm.running_mean is not None
         and type(norm).forward in (Norm.forward, torch.nn.SyncBatchNorm.forward)
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
+        and not hooked(norm)
     )
 
 

@@ -21,9 +21,9 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import axis, context, covariance, excite, fusion, gate, group, local, pixel, plane, select, squeeze, ticket
+    from ..kernels import axis, context, convolution, covariance, excite, fusion, gate, group, local, pixel, plane, select, squeeze, ticket
 
-    modules = (excite, squeeze, gate, pixel, group, context, covariance, plane, select, axis, local, fusion, ticket)
+    modules = (excite, squeeze, gate, pixel, group, context, covariance, convolution, plane, select, axis, local, fusion, ticket)
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 
@@ -248,10 +248,10 @@ def gate_backward_column(
 def gate_backward_input(
     m: Map, spec: Spec, *, cotangent: Cotangent | None = None, logits: Tensor | None = None, spatial: Tensor | None = None,
     statistics: tuple[Tensor, Tensor, Tensor] | None = None, pooled: tuple[Tensor, Tensor, Tensor | None] | None = None,
-    pixel: tuple[Tensor, Tensor] | None = None, through: Tensor | None = None,
+    pixel: tuple[Tensor, Tensor] | None = None, through: Tensor | None = None, before: str = "none",
 ) -> Tensor:  # fmt: skip
     """dx, written once, from the gate (cotangent), the spatial statistics (stats, dstats, aux), the channel statistics (z, dz, aux), a 1x1
-    convolution to one channel (w, dq) and what comes through other layers."""
+    convolution to one channel (w, dq) and what comes through other layers on the map, or on what the activation `before` makes of it."""
     dx = m.empty()
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
@@ -262,11 +262,12 @@ def gate_backward_input(
     even = spec.max_grad == "even"
     rows = pool_rows(spec.pools) if pooled else NO_POOLS
     need_x = spec.combine == "max" or (even and statistics is not None) or reads_map(str(args["ACTIVATION"]), spec if pooled else Spec())
+    need_x |= through is not None and before != "none"
     kernels().gate_bwd_input_kernel[(programs,)](
         x_ptr=m.x, logits_ptr=logits, spatial_ptr=spatial, stats_ptr=stats, dstats_ptr=dstats, saux_ptr=saux, z_ptr=z, dz_ptr=dz, aux_ptr=aux,
         w_ptr=w, dpixel_ptr=dq, through_ptr=m.same(through), dx_ptr=dx, **m.args, **args, **rows,
         K=dz.shape[1] if dz is not None else 1, ROWS=z.shape[1] if z is not None else 1, **gates(spec), HAS_CHANNEL=logits is not None,
-        HAS_SPATIAL=spatial is not None, HAS_THROUGH=through is not None, HAS_G=cotangent is not None,
+        HAS_SPATIAL=spatial is not None, HAS_THROUGH=through is not None, BEFORE=before, HAS_G=cotangent is not None,
         NEED_X=need_x, HAS_STATS=statistics is not None, SPATIAL_EVEN=even, EVEN=even, HAS_PIXEL=pixel is not None,
         **config.args,
     )  # fmt: skip

@@ -12,7 +12,7 @@ Network = Callable[[Tensor], Tensor]
 Networks = Network | Sequence[Network]
 
 
-def _each(value: Any) -> Sequence[Any]:
+def each(value: Any) -> Sequence[Any]:
     return value if isinstance(value, Sequence) else (value,)
 
 
@@ -20,9 +20,14 @@ def network(name: str, value: Any, optional: bool = False) -> None:
     """The check of such an argument: one network, or several in a row."""
     if optional and value is None:
         return
-    for net in _each(value):
+    for net in each(value):
         if not callable(net):
             raise TypeError(f"{name}: got {type(net).__name__}, expected a module or a function")
+
+
+def hooked(net: nn.Module) -> bool:
+    """Whether a call of the module does more than its type says."""
+    return bool(net._forward_hooks or net._forward_pre_hooks or net._backward_hooks or net._backward_pre_hooks or "forward" in net.__dict__)
 
 
 def dtype_for(net: Network, z: Tensor) -> torch.dtype:
@@ -34,7 +39,7 @@ def dtype_for(net: Network, z: Tensor) -> torch.dtype:
 
 def called(name: str, nets: Networks, z: Tensor, shape: Sequence[int | None]) -> Tensor:
     """What the networks make of z, each called in the dtype of its parameters; `shape`: of the result, None where any size will do."""
-    for net in _each(nets):
+    for net in each(nets):
         z = net(z.to(dtype_for(net, z)))
     if z.dim() != len(shape) or any(size is not None and found != size for found, size in zip(z.shape, shape, strict=True)):
         expected = ", ".join("any" if size is None else str(size) for size in shape)

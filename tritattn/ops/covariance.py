@@ -12,14 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import reference, tuning
 from .._library import INTERPRET, Family
 from .._relay import RelaySqueeze
 from .._spec import Spec
 from . import _checks
-from ._launch import Map, gate_forward, kernels
-from ._networks import Networks, called, network
+from ._launch import Cotangent, Map, gate_backward_input, gate_forward, kernels
+from ._networks import Networks, called, each, network
 from .channel import channel_relay_gate
+from .convolution import convolve, pointwise
 
 # -- the covariance --------------------------------------------------------------------------------------------------------------------------
 
@@ -86,13 +87,8 @@ def _rectify_launch(x, spec: Spec) -> tuple[Tensor, ...]:
 def _rectify_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     drectified, da, logits = grads
     m = Map(inputs[0])
-    dx = m.empty()
-    config = m.config("tile")
-    kernels().rectified_bwd_kernel[(m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p),)](
-        m.same(da), m.x, m.same(drectified), None if da is None else logits.contiguous(), dx, **m.args, GATE=spec.gate, HAS_CHANNEL=da is not None,
-        HAS_DA=da is not None, HAS_RECTIFIED=drectified is not None, **config.args,
-    )  # fmt: skip
-    return [m.output(dx)]
+    cotangent, logits = (None, None) if da is None else (Cotangent(m, da, None, Spec()), logits.contiguous())
+    return [gate_backward_input(m, Spec(gate=spec.gate), cotangent=cotangent, logits=logits, through=drectified, before="relu")]
 
 
 rectify = RelaySqueeze(
@@ -108,6 +104,8 @@ rectify = RelaySqueeze(
     reference=lambda x, spec: (x.relu(),),
     share=lambda da, inputs, logits, spec: channel_relay_gate.reference(da, logits, None, None, None, spec._replace(activation="none")),
 )
+
+CONVOLUTIONS = ("auto", "fused", "torch")
 
 # -- public functions ------------------------------------------------------------------------------------------------------------------------
 
@@ -126,8 +124,9 @@ def covariance(x: Tensor, *, before: str = "none") -> Tensor:
 
 
 def gsop(
-    x: Tensor, reduce: Networks, excite: Networks, *, gate: str = "sigmoid", residual: Tensor | None = None, activation: str = "none"
-) -> Tensor:
+    x: Tensor, reduce: Networks, excite: Networks, *, convolution: str = "auto", gate: str = "sigmoid", residual: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:  # fmt: skip
     """Global second-order pooling, channel attention (Gao et al., 2019, arXiv:1811.12006): y = a(x * f(excite(cov(u))) + residual),
     u = relu(reduce(relu(x))).
 
@@ -137,6 +136,9 @@ def gsop(
             and a BatchNorm.
         excite: the same from the covariances [N, D, D, 1] to logits [N, C, 1, 1]: in the paper a BatchNorm of the rows, a convolution of each row and
             a 1x1 convolution. Modules get their input in the dtype of their parameters.
+        convolution: who computes the first of `reduce`, where that is an nn.Conv2d of 1x1 with a stride of 1 or 2 to at most 128 channels that does
+            nothing else when called, in x's dtype: "fused", the kernels that also take relu(x), so that x moves 3 times forward and 5 backward;
+            "torch", then x moves 5 times forward and 8 backward; or "auto", fused for float16 and bfloat16.
         gate: f, one of sigmoid, hard_sigmoid, relu, none.
         residual: of x's shape and dtype. activation: a, one of none, relu, silu, hardswish, gelu.
 
@@ -146,12 +148,21 @@ def gsop(
     _checks.residual(residual, x)
     _checks.choice("activation", activation, reference.ACTIVATIONS)
     _checks.choice("gate", gate, reference.GATES)
+    _checks.choice("convolution", convolution, CONVOLUTIONS)
     network("reduce", reduce)
     network("excite", excite)
     n, c = x.shape[:2]
     spec = Spec(gate=gate, activation=activation)
-    rectified, *slots = rectify(x, spec=spec)
-    found = covariance(called("reduce", reduce, rectified, (n, None, None, None)), before="relu")
+    first, *rest = each(reduce)
+    fits = convolution != "torch" and pointwise(first, x)
+    if convolution == "fused" and not fits:
+        raise ValueError(f"convolution: got 'fused', expected reduce to begin with a plain 1x1 nn.Conv2d in {x.dtype}, not {first!r}")
+    if fits and (convolution == "fused" or tuning.fused_convolution(first.out_channels, x.element_size())):
+        reduced, *slots = convolve(x, first, gate)
+    else:
+        reduced, *slots = rectify(x, spec=spec)
+        rest = [first, *rest]
+    found = covariance(called("reduce", rest, reduced, (n, None, None, None)), before="relu")
     logits = called("excite", excite, found.unsqueeze(-1), (n, c, 1, 1)).flatten(1)
     if not slots:  # the squeeze took the reference
         return channel_relay_gate.reference(x, logits, residual, None, None, spec)[0]
