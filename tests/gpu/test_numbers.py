@@ -46,6 +46,20 @@ def test_programs_that_wait_for_each_other(device, name, shape):
         assert all(torch.equal(t, again[key]) for key, t in first.items())
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", ["se", "eca"])
+def test_tickets(device, name, layout):
+    """More programs than run at once, more images than lie between the two passes over one."""
+    op = BY_NAME[name]
+    case = inputs(op, (48, 256, 28, 28), device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, layout=layout, residual=True)
+    with choices.recorded() as found:
+        first = check(op, case, "relu")
+    assert 0 < found["ticket"].lag < 48
+    for _ in range(20):
+        again = run(fused, op, case, "relu")
+        assert all(torch.equal(t, again[key]) for key, t in first.items())
+
+
 @pytest.mark.parametrize("op", MAIN, ids=str)
 def test_single_precision(device, op):
     check(op, inputs(op, SMALL, device, dtype=torch.float32))

@@ -101,10 +101,11 @@ def test_several_streams(cuda):
         same(results, wanted[i % len(maps)])
 
 
-def test_programs_that_wait_on_several_streams(cuda):
+@pytest.mark.parametrize("block, shape", [(blocks.ConcurrentSE, (40, 1024, 14, 14)), (blocks.SqueezeExcite, (48, 256, 28, 28))])
+def test_programs_that_wait_on_several_streams(cuda, block, shape):
     """Launches that each take every multiprocessor, side by side, eager and replayed: none may keep another one's programs from starting for ever."""
-    module = blocks.ConcurrentSE(1024, activation="relu", device=cuda, dtype=torch.bfloat16)
-    maps = [torch.randn(40, 1024, 14, 14, device=cuda, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    module = block(shape[1], activation="relu", device=cuda, dtype=torch.bfloat16)
+    maps = [torch.randn(shape, device=cuda, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
     wanted = [step(module, x) for x in maps]
     graph, results = captured(module, maps[0])
     streams = [torch.cuda.Stream() for _ in maps]
