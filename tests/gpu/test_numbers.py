@@ -40,7 +40,7 @@ def test_programs_that_wait_for_each_other(device, name, shape):
     case = inputs(op, shape, device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, residual=True)
     with choices.recorded() as found:
         first = check(op, case, "relu")
-    assert device.type != "cuda" or found["pixel"].group == tuning.cooperative(device)
+    assert device.type != "cuda" or all(c.group == tuning.cooperative(device) for asked, c in found.items() if asked.role == "pixel")
     for _ in range(20):
         again = run(fused, op, case, "relu")
         assert all(torch.equal(t, again[key]) for key, t in first.items())
@@ -54,7 +54,7 @@ def test_tickets(device, name, layout):
     case = inputs(op, (48, 256, 28, 28), device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, layout=layout, residual=True)
     with choices.recorded() as found:
         first = check(op, case, "relu")
-    assert 0 < found["ticket"].lag < 48
+    assert all(0 < config.lag < 48 for asked, config in found.items() if asked.role == "ticket")
     for _ in range(20):
         again = run(fused, op, case, "relu")
         assert all(torch.equal(t, again[key]) for key, t in first.items())
