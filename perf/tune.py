@@ -118,7 +118,7 @@ def compare(bench: Bench, question: Question, rule: Config, mode: str, samples: 
                 result = changed(0)
             row["max_err"], right = bench.error(mode, result)
             del result
-            row["spill_bytes"] = 4 * sum(getattr(kernel, "n_spills", 0) for kernel in kernels)
+            row["spill_bytes"] = 4 * sum(getattr(kernel, "n_spills", 0) or 0 for kernel in kernels)
             if not right:
                 row["status"] = "wrong"
             elif row["spill_bytes"] > rows[rule.key].get("spill_bytes", 0):

@@ -334,6 +334,14 @@ def test_gpu_samples_are_queued_without_waiting(gpu_without_one, monkeypatch):
     assert found["a"].ms_p50 == 6.0 / (2 * 2) and found["b"].ms_p50 == 6.0 / 2
 
 
+def test_a_latency_is_waited_for(gpu_without_one, monkeypatch):
+    monkeypatch.setattr(timing, "WARM_SECONDS", 0.0)
+    lane = timing.LatencyLane(lambda i: gpu_without_one.append("call"), 1)
+    assert timing.measure({"a": lane}, "cuda", samples=1, sample_ms=12)["a"].timer == "latency"
+    expected = ["record", *["call", "synchronize"] * 2, "record", "synchronize"]
+    assert gpu_without_one[-len(expected) :] == expected
+
+
 def test_what_cannot_be_captured_is_launched_call_by_call(gpu_without_one, monkeypatch):
     def capture(self, call, sets):
         raise failure
