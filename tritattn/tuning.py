@@ -334,6 +334,8 @@ def _lines(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
     while block_c > 16 and images * -(-c // block_c) < sms:
         block_c //= 2
     block_h = min(power_of_two(h), elements // (block_w * block_c))
+    if block_h >= h and block_w >= w:
+        return Config(block_c, block_w * block_h, min(-(-c // block_c), power_of_two(-(-8 * sms // max(n, 1)))), 8)
     splits = 1
     while splits < min(8, h // block_h) and images * -(-c // block_c) * splits < sms:
         splits *= 2

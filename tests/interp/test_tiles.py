@@ -62,6 +62,17 @@ def test_more_splits_than_positions(op):
         check(op, make(op, (2, 5, 3, 3), residual=op.epilogue, seed=2), "relu" if op.epilogue else "none")
 
 
+@pytest.mark.parametrize("block_p", [16, 64])
+@pytest.mark.parametrize("op", [op for op in OPS if {"axis_squeeze", "local_squeeze"} & set(op.families)], ids=str)
+def test_tiles_of_several_rows(op, block_p):
+    """Of two rows, or of whole planes, through whose channels two programs walk."""
+    inputs = make(op, (2, 5, 5, 5), seed=4)
+    with tuning.forced(block_c=2, block_p=block_p, splits=2):
+        got = check(op, inputs)
+        if op.main:
+            same_in_any_order(op, inputs, "none", got)
+
+
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("name", ["channel_statistics", "channel_statistics-even", "spatial_statistics-even", "sse", "scse-max", "shuffle"])
 def test_values_across_tiles(name, values):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import reference
+from .. import reference, tuning
 from .._library import _without_autocast
 from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
@@ -40,27 +40,34 @@ class _Walk:
     """How a map is cut into programs: their number, the kernels' arguments, and slots for lines that several programs share."""
 
     def __init__(self, m: Map, spec: AxisSpec, role: str = "lines"):
-        _, c, self.h, self.w = m.x.shape
-        config = m.config(role, row=self.w)
-        block_w = min(config.block_p, 1 << (self.w - 1).bit_length())
-        blocks_c, blocks_w = -(-c // config.block_c), -(-self.w // block_w)
-        self.m, self.spec, self.n = m, spec, m.n
+        _, c, h, w = m.x.shape
+        config = m.config(role, row=w)
+        block_w = min(config.block_p, tuning.power_of_two(w))
+        block_h = config.block_p // block_w
+        self.m, self.planes = m, block_h >= h and block_w >= w
+        blocks_c, blocks_w = 1 if self.planes else -(-c // config.block_c), -(-w // block_w)
         self.programs = m.n * blocks_c * blocks_w * config.splits
         self.parts = (blocks_w, config.splits, blocks_c)
         self.groups = m.n * (blocks_c * blocks_w + (blocks_c + blocks_w) * config.splits)
-        vec_w = 1 if m.channels_last else vector(self.w)
+        vec_w = 1 if m.channels_last else vector(w)
         self.args = {name: m.args[name] for name in ("C_V", "VEC_C", "CHANNELS_LAST", "LARGE", "ACC")} | dict(
-            H=self.h, W_V=self.w // vec_w, VEC_W=vec_w, SPLITS=config.splits, HAS_PIXEL=spec.pixel, BLOCK_C=config.block_c,
-            BLOCK_H=config.block_p // block_w, BLOCK_W=block_w, **config.options,
+            H=h, W_V=w // vec_w, VEC_W=vec_w, SPLITS=config.splits, WALK=0 if self.planes else 1, HAS_PIXEL=spec.pixel, BLOCK_C=config.block_c,
+            BLOCK_H=block_h, BLOCK_W=block_w, **config.options,
         )  # fmt: skip
-        self.cut = dict(SPLIT_C=blocks_c > 1, SPLIT_W=blocks_w > 1)
+        along = config.splits > 1 and (spec.pixel or not self.planes)
+        self.cut = dict(SPLIT_ALONG=along, SPLIT_ACROSS=blocks_c > 1 and spec.pixel, SPLIT_W=blocks_w > 1)
+
+    def order(self, three: Sequence[Any]) -> list[Any]:
+        """What there is of rows, columns and pixels, as of rows, lines along the walk and lines across it."""
+        rows, columns, pixels = three
+        return [rows, pixels, columns] if self.planes else [rows, columns, pixels]
 
     def slots(self, whole: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """For each kind of lines the slots of its parts, which are the result itself where it has one."""
+        """For each kind of lines, in that order, the slots of its parts, which are the result itself where it has one."""
         return [t if t is None or parts == 1 else t.new_empty((t.shape[0], parts, *t.shape[1:])) for t, parts in zip(whole, self.parts, strict=True)]
 
     def counter(self) -> Tensor | None:
-        return counters(self.m.x, self.groups) if max(self.parts) > 1 else None
+        return counters(self.m.x, self.groups) if any(self.cut.values()) else None
 
 
 def _fake(x, spec: AxisSpec) -> tuple[Tensor, ...]:
@@ -78,6 +85,7 @@ def _launch(x, spec: AxisSpec) -> tuple[Tensor, ...]:
     found = _fake(m.x, spec)
     stats, aux = _present(found[:3], spec.pixel), _present(found[7:], spec.pixel and spec.maximum, spec.maximum)
     walk = _Walk(m, spec, "extremes" if spec.maximum else "lines")
+    stats, aux = walk.order(stats), walk.order(aux)
     kernels().axis_squeeze_fwd_kernel[(walk.programs,)](
         m.x, *stats, *aux, *walk.slots(stats), *walk.slots(aux), walk.counter(), **walk.args, **walk.cut, HAS_MAX=spec.maximum,
         EVEN=spec.max_grad == "even",
@@ -99,8 +107,8 @@ def _backward(grads, inputs, saved, spec: AxisSpec, needs: Sequence[bool]) -> Se
     dx = m.empty()
     even = spec.maximum and spec.max_grad == "even"
     kernels().axis_gate_bwd_input_kernel[(walk.programs,)](
-        m.same(da), m.x, *_gates(row, column, pixel), *stats, *dstats, *aux, dx, **walk.args, GATE=spec.gate, COMBINE=spec.combine,
-        HAS_G=da is not None, HAS_MAX=spec.maximum, EVEN=even,
+        m.same(da), m.x, *walk.order(_gates(row, column, pixel)), *walk.order(stats), *walk.order(dstats), *walk.order(aux), dx, **walk.args,
+        GATE=spec.gate, COMBINE=spec.combine, HAS_G=da is not None, HAS_MAX=spec.maximum, EVEN=even,
     )  # fmt: skip
     return (m.output(dx),)
 
@@ -143,7 +151,7 @@ def _gate_launch(x, row, column, pixel, residual, map_slot, row_slot, column_slo
     walk = _Walk(m, spec)
     y = m.empty()
     kernels().axis_gate_fwd_kernel[(walk.programs,)](
-        m.x, *_gates(row, column, pixel), m.same(residual), y, **walk.args, GATE=spec.gate, COMBINE=spec.combine,
+        m.x, *walk.order(_gates(row, column, pixel)), m.same(residual), y, **walk.args, GATE=spec.gate, COMBINE=spec.combine,
         HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
     )  # fmt: skip
     return (m.output(y),)
@@ -158,16 +166,18 @@ def _gate_backward(grads, inputs, saved, spec: AxisSpec, needs: Sequence[bool]) 
     if needs[0]:
         cotangent.da = m.empty()
     walk = _Walk(m, spec, "products")
-    logits = _gates(row, column, pixel)
+    logits = walk.order(_gates(row, column, pixel))
     found = [None if t is None else torch.empty_like(t) for t in logits]
+    names = ("row", "along", "across")
     kernels().axis_gate_bwd_kernel[(walk.programs,)](
-        x_ptr=m.x, row_ptr=logits[0], column_ptr=logits[1], pixel_ptr=logits[2], da_ptr=cotangent.da, drow_ptr=found[0], dcolumn_ptr=found[1],
-        dpixel_ptr=found[2], **dict(zip(("row_part_ptr", "column_part_ptr", "pixel_part_ptr"), walk.slots(found), strict=True)),
+        x_ptr=m.x, da_ptr=cotangent.da, **{f"{name}_ptr": t for name, t in zip(names, logits, strict=True)},
+        **{f"d{name}_ptr": t for name, t in zip(names, found, strict=True)},
+        **{f"{name}_part_ptr": t for name, t in zip(names, walk.slots(found), strict=True)},
         counter_ptr=walk.counter(), **walk.args, **walk.cut, **cotangent.args(), GATE=spec.gate, COMBINE=spec.combine,
         STORE_DA=cotangent.da is not None,
     )  # fmt: skip
     da = cotangent.da
-    return None if da is None else m.output(da), *found, None, None, None, None, None
+    return None if da is None else m.output(da), *walk.order(found), None, None, None, None, None
 
 
 def _gate_reference(
