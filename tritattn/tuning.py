@@ -305,7 +305,8 @@ def _plane(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
         row = min(power_of_two(c), 64 // itemsize)  # 64 bytes, which a shuffled map reads as two runs of 32
         if row * block_p > resident:
             return Config(row, resident // 2 // row, num_warps=8)
-        return Config(row, block_p, num_warps=16 if row * block_p > 4096 else 8)
+        # a whole sector at least; backward has no registers for more elements
+        return Config(row // 2 if row * block_p > 4096 else row, block_p, num_warps=8)
     if block_p > resident:
         return Config(1, 2048, num_warps=8)
     block_c = min(power_of_two(c), max(1, 1024 // block_p))
