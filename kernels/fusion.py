@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .excite import arrive
 from .gate import output_cotangent
-from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile, tile_offsets
+from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile, own_tile, tile_offsets
 
 
 @triton.jit
@@ -42,15 +42,7 @@ def blend_fwd_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    mask = (c[:, None] < C) & (p[None, :] < HW)
-    image = image_offset(n, C, HW)
-    offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
+    n, c, p, mask, image, offsets = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
     x = load_tile(x_ptr + image, offsets, mask, ACC)
     other = x
     if HAS_OTHER:
@@ -133,15 +125,7 @@ def blend_bwd_input_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    mask = (c[:, None] < C) & (p[None, :] < HW)
-    image = image_offset(n, C, HW)
-    offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
+    n, c, p, mask, image, offsets = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
     dsum = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     if HAS_DSUM:
         dsum += load_tile(dsum_ptr + image, offsets, mask, ACC)

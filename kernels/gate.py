@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .excite import arrive
-from .pointwise import activation, activation_grad, chain, gate_function, gate_grad, image_offset, load_tile, shared_grad, tile_offsets
+from .pointwise import activation, activation_grad, chain, gate_function, gate_grad, image_offset, load_tile, own_tile, shared_grad, tile_offsets
 
 
 @triton.jit
@@ -86,15 +86,7 @@ def gate_fwd_kernel(
     """y_ncp = a(x_ncp (gates)_ncp + shift_nc + residual_ncp), gates as in combine_gates. A program owns one tile of one image."""
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    mask = (c[:, None] < C) & (p[None, :] < HW)
-    image = image_offset(n, C, HW)
-    offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
+    n, c, p, mask, image, offsets = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
     x = load_tile(x_ptr + image, offsets, mask, ACC)
     s, q = load_gates(logits_ptr, spatial_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, HAS_SPATIAL, ACC)
     factor, _, _ = combine_gates(x, s[:, None], q[None, :], COMBINE, JOINT)
@@ -318,15 +310,7 @@ def gate_bwd_input_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    mask = (c[:, None] < C) & (p[None, :] < HW)
-    image = image_offset(n, C, HW)
-    offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
+    n, c, p, mask, image, offsets = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
     x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     if NEED_X:
         x = load_tile(x_ptr + image, offsets, mask, ACC)
@@ -375,15 +359,9 @@ def broadcast_gate_fwd_kernel(
     """y_nchw = a(x_nchw f(weights_nchw) + residual_nchw), weights of any shape broadcastable to x. A program owns one tile of one image."""
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = (block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    p = (block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P))[None, :]
-    mask = (c < C) & (p < HW)
-    image = image_offset(n, C, HW)
-    offsets = tile_offsets(c, p, C, HW, CHANNELS_LAST, LARGE)
+    n, c, p, mask, image, offsets = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
+    c = c[:, None]
+    p = p[None, :]
     y = load_tile(x_ptr + image, offsets, mask, ACC)
     t = load_broadcast(weights_ptr, image, offsets, n, c, p, mask, W, w_n, w_c, w_h, w_w, DENSE, LARGE, ACC)
     y *= gate_function(t, GATE)
@@ -402,15 +380,9 @@ def broadcast_gate_bwd_kernel(
     """dx_nchw = da_nchw f(weights_nchw); dweights_nchw = da_nchw x_nchw f'(weights_nchw), not yet summed over the broadcast dimensions."""
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = (block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    p = (block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P))[None, :]
-    mask = (c < C) & (p < HW)
-    image = image_offset(n, C, HW)
-    offsets = tile_offsets(c, p, C, HW, CHANNELS_LAST, LARGE)
+    n, c, p, mask, image, offsets = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
+    c = c[:, None]
+    p = p[None, :]
     x = load_tile(x_ptr + image, offsets, mask, ACC)
     t = load_broadcast(weights_ptr, image, offsets, n, c, p, mask, W, w_n, w_c, w_h, w_w, DENSE, LARGE, ACC)
     factor = gate_function(t, GATE)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .gate import output_cotangent
-from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile, tile_offsets
+from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile, own_tile, tile_offsets
 
 
 @triton.jit
@@ -108,15 +108,9 @@ def local_gate_fwd_kernel(
     """y_ncp = a(x_ncp f(logits_ncq) + residual_ncp), q the nearest to p. A program owns one tile of one image."""
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = (block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    p = (block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P))[None, :]
-    mask = (c < C) & (p < HW)
-    image = image_offset(n, C, HW)
-    offsets = tile_offsets(c, p, C, HW, CHANNELS_LAST, LARGE)
+    n, c, p, mask, image, offsets = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
+    c = c[:, None]
+    p = p[None, :]
     y = load_tile(x_ptr + image, offsets, mask, ACC)
     y *= gate_function(load_nearest(logits_ptr, n, c, p, mask, C, W, HS, WS, scale_h, scale_w, CHANNELS_LAST, LARGE, ACC), GATE)
     if HAS_RESIDUAL:
@@ -187,15 +181,9 @@ def local_bwd_input_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = (block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    p = (block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P))[None, :]
-    mask = (c < C) & (p < HW)
-    image = image_offset(n, C, HW)
-    offsets = tile_offsets(c, p, C, HW, CHANNELS_LAST, LARGE)
+    n, c, p, mask, image, offsets = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
+    c = c[:, None]
+    p = p[None, :]
     dx = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     if HAS_G:
         t = load_nearest(logits_ptr, n, c, p, mask, C, W, HS, WS, scale_h, scale_w, CHANNELS_LAST, LARGE, ACC)

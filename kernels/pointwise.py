@@ -113,6 +113,20 @@ def tile_offsets(c, p, C, HW, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr):
 
 
 @triton.jit
+def own_tile(C, HW, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The one tile of one image that a program of an elementwise pass owns: n, c [BLOCK_C], p [BLOCK_P], and of the tile the mask, the image's offset
+    and the offsets inside it."""
+    blocks_c = tl.cdiv(C, BLOCK_C)
+    blocks_p = tl.cdiv(HW, BLOCK_P)
+    n = tl.program_id(0) // (blocks_c * blocks_p)
+    block = tl.program_id(0) % (blocks_c * blocks_p)
+    c = block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    mask = (c[:, None] < C) & (p[None, :] < HW)
+    return n, c, p, mask, image_offset(n, C, HW), tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
+
+
+@triton.jit
 def load_tile(ptr, offsets, mask, ACC: tl.constexpr, LAST: tl.constexpr = None):
     """LAST: nobody reads the tile again, so that it need not stay in the cache."""
     if LAST:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .excite import arrive
 from .gate import output_cotangent
-from .pointwise import activation, activation_grad, chain, gate_function, gate_grad, image_offset, load_tile, tile_offsets
+from .pointwise import activation, activation_grad, chain, gate_function, gate_grad, image_offset, load_tile, own_tile, tile_offsets
 
 
 @triton.jit
@@ -124,13 +124,7 @@ def select_gate_fwd_kernel(
     """y_ncp = a(sum over k of w_nkc U_nkcp + residual_ncp), w from the logits as in `branch_weights`. A program owns one tile of one image."""
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    mask = (c[:, None] < C) & (p[None, :] < HW)
+    n, c, p, mask, image, at = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
     offsets = tile_offsets(c[:, None], p[None, :], C * K if SLICED else C, HW, CHANNELS_LAST, LARGE)
     weights = branch_weights(logits_ptr, n, c, C, GROUP, K, GATE, ACC)
     y = tl.zeros([BLOCK_C, BLOCK_P], ACC)
@@ -138,10 +132,9 @@ def select_gate_fwd_kernel(
         x = load_tile(branch_image(x_ptr, x1_ptr, x2_ptr, x3_ptr, n, C, HW, k, K, SLICED, CHANNELS_LAST), offsets, mask, ACC)
         x, _ = branch_value(x, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, c, C, eps, k, HAS_NORM, HAS_AFFINE, ACC)
         y += activation(x, BEFORE) * weights[k][:, None]
-    at = image_offset(n, C, HW) + tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
     if HAS_RESIDUAL:
-        y += load_tile(residual_ptr, at, mask, ACC)
-    tl.store(y_ptr + at, activation(y, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
+        y += load_tile(residual_ptr + image, at, mask, ACC)
+    tl.store(y_ptr + image + at, activation(y, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -232,18 +225,11 @@ def select_bwd_input_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
-    c = block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    mask = (c[:, None] < C) & (p[None, :] < HW)
+    n, c, p, mask, image, at = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
     offsets = tile_offsets(c[:, None], p[None, :], C * K if SLICED else C, HW, CHANNELS_LAST, LARGE)
     da = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     if HAS_G:
-        at = image_offset(n, C, HW) + tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
-        da = load_tile(g_ptr, at, mask, ACC)
+        da = load_tile(g_ptr + image, at, mask, ACC)
         weights = branch_weights(logits_ptr, n, c, C, GROUP, K, GATE, ACC)
     share = tl.zeros([BLOCK_C], ACC)
     if HAS_Z:
