@@ -124,11 +124,13 @@ def test_values_of_ticketed_maps(op, values, launches):
     assert "channel_gate_ticket_fwd_kernel" in launches and "channel_gate_ticket_bwd_kernel" in launches
 
 
-@pytest.mark.parametrize("name", ["x", "w1", "b2", "residual"])
-def test_tickets_for_the_gradient_of_the_map_alone(name, launches):
-    op = BY_NAME["se"]
+@pytest.mark.parametrize(("op", "name"), [("se", "x"), ("se", "w1"), ("se", "b2"), ("se", "residual"), ("eca", "x"), ("eca", "w"), ("ese", "x")])
+def test_tickets_for_the_gradient_of_the_map_alone(op, name, launches):
+    op = BY_NAME[op]
     inputs = make(op, (2, *IMAGE), residual=True)
     for other, t in inputs.tensors().items():
         t.requires_grad_(other == name)
     check(op, inputs, "relu", [name])
-    assert launches.count("channel_gate_ticket_bwd_kernel") == (name == "x") and "channel_gate_ticket_fwd_kernel" in launches
+    forward, *backward = launches
+    assert forward == "channel_gate_ticket_fwd_kernel"
+    assert backward == ["channel_gate_ticket_bwd_kernel"] if name == "x" else "channel_gate_ticket_bwd_kernel" not in backward

@@ -174,6 +174,8 @@ def backward(
     need_w1, need_w2 = needs[0] or needs[1], needs[2] or needs[3]
     dz: Tensor | None = None
     grads: list[Tensor | None] = [None] * 4
+    if not (need_w1 or need_w2 or need_z):
+        return dz, grads
     if spec.kind in ("conv", "circular"):
         return _convolution_backward(m, dlogits, w2, b2, saved.z, spec.kind, needs)
     image = rows * c
