@@ -122,11 +122,12 @@ def test_excite_in_blocks_batched(name, launches):
     assert (launches[1] == "linear_kernel") == (name != "cbam")  # which saves the launch instead
 
 
+@pytest.mark.parametrize("values", ["offset", "inf"])
 @pytest.mark.parametrize("name", ["covariance", "covariance-relu"])
-def test_covariance_in_blocks(name):
-    """More channels than one program takes."""
+def test_covariance_in_blocks(name, values):
+    """More channels than one program takes; an infinite value that is not among the first positions, which the sums are centred by."""
     with tuning.forced(block_c=16, block_p=16):
-        check(BY_NAME[name], make(BY_NAME[name], (2, 37, 5, 7), values="offset", seed=10))
+        check(BY_NAME[name], make(BY_NAME[name], (2, 37, 5, 7), values=values, seed=10))
 
 
 def test_covariance_of_a_map_that_begins_elsewhere():
