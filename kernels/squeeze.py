@@ -225,34 +225,38 @@ def spatial_squeeze_fwd_kernel(
 def spatial_convolution_fwd_kernel(
     stats_ptr, weight_ptr, bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, logits_ptr, H, W, eps,
     MEAN_AT: tl.constexpr, MAX_AT: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_BN: tl.constexpr, HAS_AFFINE: tl.constexpr,
-    BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """logits_n(h,w) = BN(sum_(i,j,k) weight_ijk stats_ni(h + j - TAPS // 2, w + k - TAPS // 2) + bias); BN with its running statistics.
 
     stats [N, 2, H, W] = (mean, max); weight [1, 2, TAPS, TAPS] with MEAN_AT and MAX_AT its input channels, or [1, 1, TAPS, TAPS] on (mean + max) / 2
-    when both are 0. A program owns BLOCK_P positions of one image.
+    when both are 0. A program owns BLOCK_H rows and BLOCK_W columns of one image, and reads a row of statistics for all of its own rows that need it.
     """
     HW = H * W
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // blocks_p
-    p = tl.program_id(0) % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    h = p // W
-    w = p % W
+    blocks_h = tl.cdiv(H, BLOCK_H)
+    blocks_w = tl.cdiv(W, BLOCK_W)
+    n = tl.program_id(0) // (blocks_h * blocks_w)
+    block = tl.program_id(0) % (blocks_h * blocks_w)
+    start = block // blocks_w * BLOCK_H
+    h = start + tl.arange(0, BLOCK_H)
+    w = block % blocks_w * BLOCK_W + tl.arange(0, BLOCK_W)
     stats_ptr += n.to(tl.int64) * 2 * HW
-    acc = tl.zeros([BLOCK_P], ACC)
-    for j in range(TAPS):
+    acc = tl.zeros([BLOCK_H, BLOCK_W], ACC)
+    for row in range(tl.maximum(start - TAPS // 2, 0), tl.minimum(start + BLOCK_H + TAPS // 2, H)):
+        j = row - h + TAPS // 2
+        near = (j >= 0) & (j < TAPS)
         for k in range(TAPS):
-            row = h + j - TAPS // 2
             column = w + k - TAPS // 2
-            mask = (p < HW) & (row >= 0) & (row < H) & (column >= 0) & (column < W)
-            mean = tl.load(stats_ptr + row * W + column, mask=mask, other=0.0)
-            top = tl.load(stats_ptr + HW + row * W + column, mask=mask, other=0.0)
+            mask = (column >= 0) & (column < W)
+            mean = tl.load(stats_ptr + row * W + column, mask=mask, other=0.0)[None, :]
+            top = tl.load(stats_ptr + HW + row * W + column, mask=mask, other=0.0)[None, :]
             tap = weight_ptr + j * TAPS + k
             if MEAN_AT == MAX_AT:
-                acc += (0.5 * mean + 0.5 * top) * tl.load(tap).to(ACC)
+                found = (0.5 * mean + 0.5 * top) * tl.load(tap, mask=near, other=0.0).to(ACC)[:, None]
             else:
-                acc += mean * tl.load(tap + MEAN_AT * TAPS * TAPS).to(ACC)
-                acc += top * tl.load(tap + MAX_AT * TAPS * TAPS).to(ACC)
+                found = mean * tl.load(tap + MEAN_AT * TAPS * TAPS, mask=near, other=0.0).to(ACC)[:, None]
+                found += top * tl.load(tap + MAX_AT * TAPS * TAPS, mask=near, other=0.0).to(ACC)[:, None]
+            acc += tl.where(near[:, None], found, 0.0)  # of a row of Inf nothing reaches rows that do not need it
     if HAS_BIAS:
         acc += tl.load(bias_ptr).to(ACC)
     if HAS_BN:
@@ -260,4 +264,5 @@ def spatial_convolution_fwd_kernel(
         acc = (acc - tl.load(bn_mean_ptr).to(ACC)) * scale
         if HAS_AFFINE:
             acc = acc * tl.load(bn_weight_ptr).to(ACC) + tl.load(bn_bias_ptr).to(ACC)
-    tl.store(logits_ptr + n.to(tl.int64) * HW + p, acc.to(logits_ptr.dtype.element_ty), mask=p < HW)
+    inside = (h[:, None] < H) & (w[None, :] < W)
+    tl.store(logits_ptr + n.to(tl.int64) * HW + h[:, None] * W + w[None, :], acc.to(logits_ptr.dtype.element_ty), mask=inside)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
+from .. import reference, tuning
 from .._library import Family
 from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
@@ -68,13 +68,13 @@ def _launch(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var
 def _convolution_launch(stats: Tensor, weight: Tensor, bias, bn_weight, bn_bias, bn_mean, bn_var, spatial: Tensor, spec: Spec) -> None:
     """The convolution of (mean, max) [N, 2, H, W], and a BatchNorm folded into it, into `spatial` [N, 1, H, W]."""
     n, _, height, width = stats.shape
-    block = min(256, 1 << (height * width - 1).bit_length())
+    block_h, block_w = tuning.power_of_two(height) if height <= 16 else 8, min(128, tuning.power_of_two(width))
     mean_at, max_at = {"mean_max": (0, 1), "max_mean": (1, 0), "mix": (0, 0)}[spec.order]
     k = kernels()
-    k.spatial_convolution_fwd_kernel[(n * -(-height * width // block),)](
+    k.spatial_convolution_fwd_kernel[(n * -(-height // block_h) * -(-width // block_w),)](
         stats, weight.contiguous(), bias, bn_weight, bn_bias, bn_mean, bn_var, spatial, height, width, float(spec.eps or 0), MEAN_AT=mean_at,
         MAX_AT=max_at, TAPS=weight.shape[-1], HAS_BIAS=bias is not None, HAS_BN=bn_mean is not None, HAS_AFFINE=bn_weight is not None,
-        BLOCK_P=block, ACC=k.tl.float64 if stats.dtype == torch.float64 else k.tl.float32, num_warps=4,
+        BLOCK_H=block_h, BLOCK_W=block_w, ACC=k.tl.float64 if stats.dtype == torch.float64 else k.tl.float32, num_warps=4,
     )  # fmt: skip
 
 
