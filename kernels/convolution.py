@@ -94,7 +94,10 @@ def pointwise_convolution_bwd_kernel(
         x = load_tile(x_ptr + image, offsets, mask, ACC)
         g = load_cotangent(g_ptr, n, d, p, on, D, P, OUT_LAST, LARGE)
         if STORE_DW:
-            dw = add_product(dw, g, activation(x, BEFORE).to(g.dtype), INTERPRETED, ACC)
+            u = activation(x, BEFORE)
+            if STRIDE > 1:
+                u = tl.where(on[None, :], u, 0.0)  # which may be infinite where the convolution does not look
+            dw = add_product(dw, g, u.to(g.dtype), INTERPRETED, ACC)
         if STORE_DX:
             dx = tl.zeros([BLOCK_C, BLOCK_P], ACC)
             for k0 in tl.static_range(0, BLOCK_D, BLOCK_K):
@@ -102,6 +105,8 @@ def pointwise_convolution_bwd_kernel(
                     w = load_weight(w_ptr, k0 + k, c, D, C)
                     g = load_cotangent(g_ptr, n, k0 + k, p, on, D, P, OUT_LAST, LARGE)
                 dx = add_product(dx, tl.trans(w), tl.trans(g), INTERPRETED, ACC)
+            if STRIDE > 1:
+                dx = tl.where(on[None, :], dx, 0.0)  # nor does an infinite weight reach there
             dx = chain(dx, activation_grad(x, BEFORE), BEFORE)
             if HAS_DA:
                 s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)

@@ -7,8 +7,12 @@ import triton.language as tl
 @triton.jit
 def bf16_parts(t):
     """fp32 t = a + b + c in bf16, and a again but 0 where it is infinite or NaN, as b and c then are."""
-    a = t.to(tl.bfloat16)
-    rest = t - a.to(tl.float32)
+    whole = t.to(tl.bfloat16).to(tl.float32)
+    # the largest of fp32 are rounded to infinity
+    largest = tl.where(t < 0, -3.3895313892515355e38, 3.3895313892515355e38)
+    whole = tl.where((tl.abs(whole) == float("inf")) & (tl.abs(t) < float("inf")), largest, whole)
+    a = whole.to(tl.bfloat16)
+    rest = t - whole
     finite = rest == rest
     rest = tl.where(finite, rest, 0.0)
     b = rest.to(tl.bfloat16)

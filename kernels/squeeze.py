@@ -181,7 +181,8 @@ def combine_splits(
             if LSE_AT >= 0:
                 shift = tl.where((top == float("inf")) | (top == float("-inf")), 0.0, top)
                 added = tl.load(slot + 3 * C, mask=inside, other=0.0, cache_modifier=".cg")
-                own = tl.where((value == float("inf")) | (value == float("-inf")), 0.0, value)
+                # of a split without positions nothing is added, whatever its maximum is taken to be
+                own = tl.where(added == 0, shift, tl.where((value == float("inf")) | (value == float("-inf")), 0.0, value))
                 exponential = exponential * tl.exp(before - shift) + added * tl.exp(own - shift)
     store_statistics(z_ptr, aux_ptr, c, C, HW, total, square, top, exponential, aux, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT)
 

@@ -30,7 +30,7 @@ from .cases import Case
 from .choices import Question, answered, recorded
 from .environment import environment, now
 from .runner import DeviceFailed, Row, Unit, clean, measure, status_of
-from .schema import TUNE, read
+from .schema import PLACE, TUNE, cell, read
 from .summary import geomean, print_tune
 from .sweep import Bench
 
@@ -162,7 +162,7 @@ def winners(table: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
     rule by more than `GAIN` and the noise, and makes none of them slower by more than the noise."""
     found: dict[str, dict[str, dict[str, int]]] = {}
     for (key, n), group in table[table.key != ""].groupby(["key", "n"], sort=True):
-        uses = len(group[["op", "mode", "params"]].drop_duplicates())
+        uses = len(group[["op", "mode", "dtype", "c", "h", "w", "params"]].drop_duplicates())
         best: tuple[float, str] = (1.0, "")
         for config, rows in group.groupby("config"):
             good = len(rows) == uses and (rows.status == "ok").all() and (rows.ratio <= 1 + rows.noise).all()
@@ -174,9 +174,17 @@ def winners(table: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
     return found
 
 
+def kept_tiles(path: Path, processors: int) -> _tables.Table:
+    """The entries at `path`. Raises ValueError for a table that cannot be added to, of another device under the same name, or of another Triton."""
+    kept, problems = _tables.read(path, processors)
+    if problems and not kept:
+        raise ValueError(f"{path}: {problems[0]}; move it away or choose another file")
+    return kept
+
+
 def write_table(path: Path, table: pd.DataFrame, device: str, processors: int) -> int:
     """Bring the table of tiles at `path` up to what was measured: entries of what was measured are replaced, others stay. Returns their number."""
-    kept, _ = _tables.read(path, processors)
+    kept = kept_tiles(path, processors)
     tiles = {key: {str(n): entry for n, entry in batches.items()} for key, batches in kept.items()}
     for key, n in table[table.key != ""][["key", "n"]].drop_duplicates().itertuples(index=False):
         tiles.get(key, {}).pop(f"{n:.0f}", None)
@@ -219,17 +227,21 @@ def tune(
         name = f"{case.op_name} {case.dtype} {case.layout} {'x'.join(map(str, case.shape))}"
         units.append(Unit(name, [finished], partial(_measure, case, device, samples, sample_ms)))
     options: dict[str, Any] = {"summary": print_tune, "budget": budget, "resume": resume}
+    here = environment(device)
+    processors = tuning.processors(torch.device(device))
+    table_path = Path(out) if out else _tables.BUNDLED / f"{_tables.slug(here['device'])}.json"
+    kept_tiles(table_path, processors)
     with no_tables():
         measure(units, paths[rank], TUNE, title="tune", device=device, console=console, **options)
     if world > 1:
         torch.distributed.init_process_group("gloo")
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    found = environment(device)["device"]
-    table_path = Path(out) if out else _tables.BUNDLED / f"{_tables.slug(found)}.json"
     if rank == 0:
         rows = pd.concat([read(part, TUNE) for part in paths], ignore_index=True)
-        count = write_table(table_path, rows[rows.device == found], found, tuning.processors(torch.device(device)))
+        # what the file keeps of other devices and versions says nothing about this one
+        rows = rows[(rows[list(PLACE)] == [cell(here[name]) for name in PLACE]).all(axis=1)]
+        count = write_table(table_path, rows, here["device"], processors)
         console.print(f"{count} entries in {table_path}", soft_wrap=True)
     return table_path
 

@@ -230,6 +230,8 @@ def check(op: Op, inputs: Inputs, activation: str = "none", wanted: Collection[s
         terms = 16 + math.prod(rest) * (1 if _of_map(name) else n)
         # a single number, a bias inside a module, or what is zero altogether may be a sum that cancels: its error is that of all parameters'
         cancels = expected[name].numel() == 1 or not expected[name].any() or ("." in name and expected[name].dim() == 1)
-        like = gradients if name in kinds and cancels and gradients else [expected[name]]
+        like = gradients if name in inputs.tensors() and cancels and gradients else [expected[name]]
+        if name in inputs.buffers():  # a mean may cancel as well; how far its terms spread is in the variance beside it
+            like = [expected[other] for other in inputs.buffers() if expected[other].is_floating_point()]
         assert_close(name, value, expected[name], cast[name].to(dtype), terms=terms, accumulator=summed, scale=largest(*like))
     return got

@@ -147,8 +147,9 @@ def test_bundled_tables():
 # -- what tuning writes -------------------------------------------------------------------------------------------------------------------------
 
 
-def rows(ratio, *, config, op="se", noise=0.01, key=KEY, status="ok", n=256):
-    return {"op": op, "mode": "fwd", "params": "{}", "key": key, "n": n, "config": config, "status": status, "ratio": ratio, "noise": noise}
+def rows(ratio, *, config, op="se", noise=0.01, key=KEY, status="ok", n=256, c=256, dtype="bf16"):
+    measured = {"key": key, "config": config, "status": status, "ratio": ratio, "noise": noise}
+    return {"op": op, "mode": "fwd", "dtype": dtype, "n": n, "c": c, "h": 56, "w": 56, "params": "{}", **measured}
 
 
 RULE = rows(1.0, config="c128p32s1w8")
@@ -164,6 +165,9 @@ RULE = rows(1.0, config="c128p32s1w8")
         ([rows(0.5, config="c64p64s1w8"), rows(1.3, config="c64p64s1w8", op="cbam"), rows(1.0, config="c128p32s1w8", op="cbam")], None),
         ([rows(0.9, config="c64p64s1w8"), rows(1.005, config="c64p64s1w8", op="cbam"), rows(1.0, config="c128p32s1w8", op="cbam")], "c64p64s1w8"),
         ([rows(0.9, config="c64p64s1w8"), rows(1.0, config="c128p32s1w8", op="cbam")], None),  # not tried in both
+        # one pass at several sites of an op, and in several dtypes of one size
+        ([rows(0.9, config="c64p64s1w8"), rows(0.8, config="c64p64s1w8", c=512), rows(1.0, config="c128p32s1w8", c=512)], "c64p64s1w8"),
+        ([rows(0.9, config="c64p64s1w8"), rows(0.8, config="c64p64s1w8", dtype="fp16")], "c64p64s1w8"),
     ],
 )
 def test_winners(found, expected):

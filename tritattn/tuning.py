@@ -127,13 +127,13 @@ def rows_together(c: int, hw: int, itemsize: int) -> int:
     return 1 if common * itemsize >= 8 or c % rows else rows
 
 
-def fused_convolution(channels: int, itemsize: int) -> bool:
-    """Whether a 1x1 convolution to so many channels is computed where the map is rectified, instead of by torch on a rectified map.
+def fused_convolution(itemsize: int) -> bool:
+    """Whether a 1x1 convolution to at most CONVOLUTION_CHANNELS is computed where the map is rectified, instead of by torch on a rectified map.
 
     That saves a write of the map and two reads forward, and as much backward, as long as a program holds all channels. Two-byte maps then wait for
     memory, or nearly. Products of wider ones take matrix units eight times as long, which torch, free to round to TF32, does not spend.
     """
-    return channels <= CONVOLUTION_CHANNELS and itemsize == 2
+    return itemsize == 2
 
 
 @lru_cache(maxsize=8192)

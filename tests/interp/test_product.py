@@ -44,3 +44,10 @@ def test_infinite_and_nan_elements():
     found, expected = product(left, right), left @ right.T
     for kind in (torch.isposinf, torch.isneginf, torch.isnan):
         assert torch.equal(kind(found), kind(expected))
+
+
+@pytest.mark.parametrize("value", [torch.finfo(torch.float32).max, torch.finfo(torch.float32).min])
+def test_the_largest_elements_are_not_infinite(value):
+    left, right = matrices(1e-10)
+    left[2, 3] = value
+    torch.testing.assert_close(product(left, right), left @ right.T)

@@ -9,6 +9,7 @@ from interpreter import reversed_programs
 from tritattn.kernels.excite import arrive
 
 from tritattn import ops, tuning
+from tritattn.ops.convolution import convolve
 
 # several blocks of channels and of positions, two ranges of positions, no tile with all channels of a position
 CUT = {"block_c": 2, "block_p": 4, "splits": 2}
@@ -145,3 +146,31 @@ def test_eca_in_blocks(name):
     """More images and more channels than one program of its backward takes."""
     op = BY_NAME[name]
     check(op, make(op, (9, 260, 2, 1), seed=9))
+
+
+def test_a_range_without_positions_adds_nothing_to_a_log_sum():
+    """However small the values are: 9 steps in 4 ranges of 3."""
+    x = torch.full((2, 3, 6, 6), -100.0, requires_grad=True)
+    with tuning.forced(block_c=2, block_p=4, splits=4):
+        (z,) = ops.channel_statistics(x, ["lse"]).unbind(1)
+        torch.testing.assert_close(z, x.detach().flatten(2).logsumexp(2))
+        torch.testing.assert_close(torch.autograd.grad(z.sum(), x)[0], torch.full_like(x, 1 / 36))
+
+
+@pytest.mark.parametrize("at", ["map", "weight"])
+def test_what_a_strided_convolution_passes_over(at):
+    """An infinite value there reaches neither the weight's gradient nor, from the weight, the map's."""
+    net = torch.nn.Conv2d(4, 2, 1, 2, bias=False)
+    x = torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        if at == "map":
+            x[0, 1, 1, 1] = float("inf")
+        else:
+            net.weight[0, 1] = float("inf")
+    found = []
+    for convolved in (lambda x: convolve(x, net, "sigmoid")[0], lambda x: net(x.relu())):
+        leaf = x.clone().requires_grad_()
+        y = convolved(leaf)
+        found.append(torch.autograd.grad(y, [leaf, net.weight], torch.ones_like(y)))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, equal_nan=True)

@@ -1,4 +1,5 @@
-"""Channel gates: SE, ESE, ECA, cSE and CBAM's channel half. One autograd node, two launches forward, the map's gradient written once."""
+"""Channel gates: SE, ESE, ECA, cSE and CBAM's channel half. One autograd node, while the weights are small one launch forward, and the map's gradient
+written once."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def gsop(
     fits = convolution != "torch" and pointwise(first, x)
     if convolution == "fused" and not fits:
         raise ValueError(f"convolution: got 'fused', expected reduce to begin with a plain 1x1 nn.Conv2d in {x.dtype}, not {first!r}")
-    if fits and (convolution == "fused" or tuning.fused_convolution(first.out_channels, x.element_size())):
+    if fits and (convolution == "fused" or tuning.fused_convolution(x.element_size())):
         reduced, *slots = convolve(x, first, gate)
     else:
         reduced, *slots = rectify(x, spec=spec)
