@@ -37,8 +37,9 @@ def covariance_fwd_kernel(
     """covariance_nij = sum over p of (u_nip - s_ni) (u_njp - s_nj) / HW - r_ni r_nj, u = b(x), s_ni the mean of u_nip over the first BLOCK_P
     positions, r_ni = sum over p of (u_nip - s_ni) / HW.
 
-    x [N, C, HW], covariance [N, C, C]; mean [N, 2, C]: s and r. The shift comes first, so that large means cost no digits. A program owns
-    BLOCK_C x BLOCK_C elements of one image's covariance; WHOLE: all of them, and then reads each element of x once.
+    x [N, C, HW], covariance [N, C, C]; mean [N, 2, C]: s and r. The shift comes first, so that a large mean costs no digits;
+    positions that are all unlike the first ones cost up to HW / BLOCK_P roundings. A program owns BLOCK_C x BLOCK_C elements of one image's
+    covariance; WHOLE: all of them, and then reads each element of x once.
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P

@@ -115,8 +115,9 @@ def covariance(x: Tensor, *, before: str = "none") -> Tensor:
     cov[n, i, j] = mean_p (u_ip - mean_p u_ip) (u_jp - mean_p u_jp).
 
     x: [N, C, *spatial] with one to three spatial dimensions; float32, float16, bfloat16 or float64. before: b, one of none, relu, silu, hardswish,
-    gelu and the other activations of hidden layers. Returns [N, C, C]. On matrix units, as exact as fp32. The authors of MPN-COV (Li et al., 2018,
-    arXiv:1712.01034) multiply by a centring matrix of positions x positions instead. Raises TypeError and ValueError naming the argument.
+    gelu and the other activations of hidden layers. Returns [N, C, C]. On matrix units, with the digits of fp32; where the first 16 positions are
+    unlike all others, which they centre, with up to HW / 16 times its rounding. The authors of MPN-COV (Li et al., 2018, arXiv:1712.01034) multiply
+    by a centring matrix of positions x positions instead. Raises TypeError and ValueError naming the argument.
     """
     _checks.feature_map(x, ranks=(3, 4, 5))
     _checks.choice("before", before, reference.HIDDEN)
