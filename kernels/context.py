@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .excite import arrive
 from .gate import load_gates, output_cotangent, store_logits_grad
-from .pointwise import image_offset, load_tile, tile_offsets
+from .pointwise import image_offset, load_tile, own_range, tile_offsets
 
 
 @triton.jit
@@ -184,20 +184,15 @@ def shifted_gate_bwd_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    n = tl.program_id(0) // (blocks_c * SPLITS)
-    block = tl.program_id(0) % (blocks_c * SPLITS)
-    split = block % SPLITS
-    c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
+    n, c, split, start, stop = own_range(tl.program_id(0), C, HW, SPLITS, BLOCK_C, BLOCK_P)
     row = n.to(tl.int64) * C + c
-    per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
     image = image_offset(n, C, HW)
     shift = tl.load(shift_ptr + row, mask=c < C, other=0.0).to(ACC)[:, None]
     s, _ = load_gates(scale_ptr, scale_ptr, n, c, c, C, HW, GATE, GATE, HAS_SCALE, False, ACC)
     x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     product = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    for p0 in range(split * per_split, tl.minimum(split * per_split + per_split, HW), BLOCK_P):
+    for p0 in range(start, stop, BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)
         mask = (c[:, None] < C) & (p[None, :] < HW)
         offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
@@ -213,7 +208,7 @@ def shifted_gate_bwd_kernel(
     tl.store(part_ptr + split * 2 * C, tl.sum(total, 1), mask=c < C)
     if HAS_SCALE:
         tl.store(part_ptr + (split * 2 + 1) * C, tl.sum(product, 1), mask=c < C)
-    if arrive(counter_ptr + n * blocks_c + block // SPLITS, SPLITS):
+    if arrive(counter_ptr + tl.program_id(0) // SPLITS, SPLITS):
         dshift = tl.zeros([BLOCK_C], ACC)
         dscale = tl.zeros([BLOCK_C], ACC)
         for i in range(SPLITS):

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .excite import arrive
 from .gate import output_cotangent
-from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile, own_tile, tile_offsets
+from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile, own_range, own_tile, tile_offsets
 
 
 @triton.jit
@@ -70,16 +70,10 @@ def blend_bwd_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    n = tl.program_id(0) // (blocks_c * SPLITS)
-    block = tl.program_id(0) % (blocks_c * SPLITS)
-    split = block % SPLITS
-    c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
-    per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
-    start = split * per_split
+    n, c, split, start, stop = own_range(tl.program_id(0), C, HW, SPLITS, BLOCK_C, BLOCK_P)
     image = image_offset(n, C, HW)
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    for p0 in range(start, tl.minimum(start + per_split, HW), BLOCK_P):
+    for p0 in range(start, stop, BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)
         mask = (c[:, None] < C) & (p[None, :] < HW)
         offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
@@ -105,7 +99,7 @@ def blend_bwd_kernel(
     if STORE_DPOOLED:
         part_ptr += n.to(tl.int64) * SPLITS * C + c
         tl.store(part_ptr + split * C, tl.sum(total, 1), mask=c < C)
-        if arrive(counter_ptr + n * blocks_c + block // SPLITS, SPLITS):
+        if arrive(counter_ptr + tl.program_id(0) // SPLITS, SPLITS):
             found = tl.zeros([BLOCK_C], ACC)
             for i in range(SPLITS):
                 found += tl.load(part_ptr + i * C, mask=c < C, other=0.0, cache_modifier=".cg")

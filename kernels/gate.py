@@ -10,7 +10,19 @@ import triton
 import triton.language as tl
 
 from .excite import arrive
-from .pointwise import activation, activation_grad, chain, gate_function, gate_grad, image_offset, load_tile, own_tile, shared_grad, tile_offsets
+from .pointwise import (
+    activation,
+    activation_grad,
+    chain,
+    gate_function,
+    gate_grad,
+    image_offset,
+    load_tile,
+    own_range,
+    own_tile,
+    shared_grad,
+    tile_offsets,
+)
 
 
 @triton.jit
@@ -172,16 +184,10 @@ def gate_bwd_channel_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    n = tl.program_id(0) // (blocks_c * SPLITS)
-    block = tl.program_id(0) % (blocks_c * SPLITS)
-    split = block % SPLITS
-    c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
-    per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
-    start = split * per_split
+    n, c, split, start, stop = own_range(tl.program_id(0), C, HW, SPLITS, BLOCK_C, BLOCK_P)
     image = image_offset(n, C, HW)
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    for p0 in range(start, tl.minimum(start + per_split, HW), BLOCK_P):
+    for p0 in range(start, stop, BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)
         mask = (c[:, None] < C) & (p[None, :] < HW)
         offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
@@ -200,7 +206,7 @@ def gate_bwd_channel_kernel(
     if SPLITS > 1:
         part_ptr += n.to(tl.int64) * SPLITS * C + c
         tl.store(part_ptr + split * C, found, mask=c < C)
-        last = arrive(counter_ptr + n * blocks_c + block // SPLITS, SPLITS)
+        last = arrive(counter_ptr + tl.program_id(0) // SPLITS, SPLITS)
     else:
         last = True
     if last:

@@ -127,6 +127,18 @@ def own_tile(C, HW, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: t
 
 
 @triton.jit
+def own_range(program, C, HW, SPLITS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """What a program owns that walks through one of SPLITS ranges of positions of BLOCK_C channels of an image: n, c [BLOCK_C], the range's
+    number, its first position, and the one after its last."""
+    blocks_c = tl.cdiv(C, BLOCK_C)
+    split = program % SPLITS
+    c = program // SPLITS % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
+    start = split * per_split
+    return program // SPLITS // blocks_c, c, split, start, tl.minimum(start + per_split, HW)
+
+
+@triton.jit
 def load_tile(ptr, offsets, mask, ACC: tl.constexpr, LAST: tl.constexpr = None):
     """LAST: nobody reads the tile again, so that it need not stay in the cache."""
     if LAST:

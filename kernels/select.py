@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .excite import arrive
 from .gate import output_cotangent
-from .pointwise import activation, activation_grad, chain, gate_function, gate_grad, image_offset, load_tile, own_tile, tile_offsets
+from .pointwise import activation, activation_grad, chain, gate_function, gate_grad, image_offset, load_tile, own_range, own_tile, tile_offsets
 
 
 @triton.jit
@@ -84,15 +84,9 @@ def select_squeeze_fwd_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    n = tl.program_id(0) // (blocks_c * SPLITS)
-    block = tl.program_id(0) % (blocks_c * SPLITS)
-    split = block % SPLITS
-    c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
-    per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
-    start = split * per_split
+    n, c, split, start, stop = own_range(tl.program_id(0), C, HW, SPLITS, BLOCK_C, BLOCK_P)
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-    for p0 in range(start, tl.minimum(start + per_split, HW), BLOCK_P):
+    for p0 in range(start, stop, BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)
         mask = (c[:, None] < C) & (p[None, :] < HW)
         offsets = tile_offsets(c[:, None], p[None, :], C * K if SLICED else C, HW, CHANNELS_LAST, LARGE)
@@ -105,7 +99,7 @@ def select_squeeze_fwd_kernel(
     if SPLITS > 1:
         part_ptr += n.to(tl.int64) * SPLITS * C + c
         tl.store(part_ptr + split * C, found, mask=c < C)
-        last = arrive(counter_ptr + n * blocks_c + block // SPLITS, SPLITS)
+        last = arrive(counter_ptr + tl.program_id(0) // SPLITS, SPLITS)
     if last:
         if SPLITS > 1:
             found = tl.zeros([BLOCK_C], ACC)
@@ -170,19 +164,13 @@ def select_bwd_weights_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    n = tl.program_id(0) // (blocks_c * SPLITS)
-    block = tl.program_id(0) % (blocks_c * SPLITS)
-    split = block % SPLITS
-    c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
-    per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
-    start = split * per_split
+    n, c, split, start, stop = own_range(tl.program_id(0), C, HW, SPLITS, BLOCK_C, BLOCK_P)
     image = image_offset(n, C, HW)
     weights = branch_weights(logits_ptr, n, c, C, GROUP, K, GATE, ACC)
     totals = ()
     for _k in tl.static_range(K):
         totals += (tl.zeros([BLOCK_C, BLOCK_P], ACC),)
-    for p0 in range(start, tl.minimum(start + per_split, HW), BLOCK_P):
+    for p0 in range(start, stop, BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)
         mask = (c[:, None] < C) & (p[None, :] < HW)
         offsets = tile_offsets(c[:, None], p[None, :], C * K if SLICED else C, HW, CHANNELS_LAST, LARGE)
@@ -208,7 +196,7 @@ def select_bwd_weights_kernel(
     for k in tl.static_range(K):
         row = ((n.to(tl.int64) * SPLITS + split) * K + k) * C
         tl.store(part_ptr + row + c, tl.sum(totals[k], 1), mask=c < C)
-    if arrive(counter_ptr + n * blocks_c + block // SPLITS, SPLITS):
+    if arrive(counter_ptr + tl.program_id(0) // SPLITS, SPLITS):
         store_logits_grads(dlogits_ptr, logits_ptr, part_ptr, n, c, C, GROUP, K, SPLITS, GATE, ACC)
 
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .excite import arrive, excite_image
-from .pointwise import gate_function, image_offset, load_tile, merge_max, reduce_max, running_max, tile_offsets
+from .pointwise import gate_function, image_offset, load_tile, merge_max, own_range, reduce_max, running_max, tile_offsets
 
 
 @triton.jit
@@ -48,13 +48,7 @@ def squeeze_channels(
     HW = HW_V * VEC_P
     WANT_SUM: tl.constexpr = AVG_AT >= 0 or MIX_AT >= 0
     WANT_MAX: tl.constexpr = MAX_AT >= 0 or MIX_AT >= 0 or LSE_AT >= 0
-    blocks_c = tl.cdiv(C, BLOCK_C)
-    n = program // (blocks_c * SPLITS)
-    block = program % (blocks_c * SPLITS)
-    split = block % SPLITS
-    c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
-    per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
-    start = split * per_split
+    n, c, split, start, stop = own_range(program, C, HW, SPLITS, BLOCK_C, BLOCK_P)
     image = image_offset(n, C, HW)
 
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
@@ -62,7 +56,7 @@ def squeeze_channels(
     exponential = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     top = tl.full([BLOCK_C, BLOCK_P], float("-inf"), ACC)
     aux = tl.full([BLOCK_C, BLOCK_P], 0 if EVEN else 2147483647, tl.int32)
-    for p0 in range(start, tl.minimum(start + per_split, HW), BLOCK_P):
+    for p0 in range(start, stop, BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)
         mask = (c[:, None] < C) & (p[None, :] < HW)
         offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
@@ -114,7 +108,7 @@ def squeeze_channels(
 
     last = False
     if SPLITS > 1 or KIND != "none":
-        last = arrive(counter_ptr + n, blocks_c * SPLITS)
+        last = arrive(counter_ptr + n, tl.cdiv(C, BLOCK_C) * SPLITS)
         if last:
             if SPLITS > 1:
                 for c0 in range(0, C, BLOCK_C):

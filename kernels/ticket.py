@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .excite import arrive, excite_image_bwd, wait
 from .gate import combine_logits_grad, load_gates, output_cotangent, pools_cotangent
-from .pointwise import activation, image_offset, load_tile, tile_offsets
+from .pointwise import activation, image_offset, load_tile, own_range, tile_offsets
 from .squeeze import squeeze_channels
 
 
@@ -24,14 +24,6 @@ def draw_ticket(counter_ptr, lag, blocks):
         tl.store(counter_ptr, 0)
     first = ticket % (2 * blocks) < blocks
     return ticket // (2 * blocks) - tl.where(first, 0, lag), ticket % blocks, first
-
-
-@triton.jit
-def own_positions(block, HW, SPLITS: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The range of positions of a program that owns one of SPLITS of them."""
-    per_split = tl.cdiv(tl.cdiv(HW, BLOCK_P), SPLITS) * BLOCK_P
-    start = block % SPLITS * per_split
-    return start, tl.minimum(start + per_split, HW)
 
 
 @triton.jit
@@ -65,10 +57,9 @@ def channel_gate_ticket_fwd_kernel(
     elif n >= 0:
         wait(counter_ptr + N + n)
         arrive(counter_ptr + N + n, blocks + 1)  # to leave the counter at zero
-        c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
+        zero, c, split, start, stop = own_range(block, C, HW, SPLITS, BLOCK_C, BLOCK_P)
         s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
         image = image_offset(n, C, HW)
-        start, stop = own_positions(block, HW, SPLITS, BLOCK_P)
         for p0 in range(start, stop, BLOCK_P):
             p = p0 + tl.arange(0, BLOCK_P)[None, :]
             mask = (c[:, None] < C) & (p < HW)
@@ -98,8 +89,7 @@ def channel_gate_ticket_bwd_kernel(
     HW = HW_V * VEC_P
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
     n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks)
-    c = block // SPLITS * BLOCK_C + tl.arange(0, BLOCK_C)
-    start, stop = own_positions(block, HW, SPLITS, BLOCK_P)
+    zero, c, split, start, stop = own_range(block, C, HW, SPLITS, BLOCK_C, BLOCK_P)
     if first:
         if n < N:
             image = image_offset(n, C, HW)
@@ -114,7 +104,7 @@ def channel_gate_ticket_bwd_kernel(
                     g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, s[:, None], HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC, None, STORE_DA
                 )  # fmt: skip
                 total += tl.where(mask, x * da, 0.0)
-            tl.store(part_ptr + (n.to(tl.int64) * SPLITS + block % SPLITS) * C + c, tl.sum(total, 1), mask=c < C)
+            tl.store(part_ptr + (n.to(tl.int64) * SPLITS + split) * C + c, tl.sum(total, 1), mask=c < C)
             if arrive(counter_ptr + n, blocks):
                 combine_logits_grad(dlogits_ptr, logits_ptr, part_ptr, n, SPLITS, C, GATE, EXCITE_C, ACC)
                 tl.debug_barrier()  # threads read what other threads of this program stored
