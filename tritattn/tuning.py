@@ -142,12 +142,12 @@ def choose(
 ) -> Config:  # fmt: skip
     """The tiles of a pass over an [n, c, hw] map; for "channel", "tile" and a group of "pixel" over as many as `maps` at once.
 
-    role: "channel" reduces positions, and so do "means" and "pools", without an MLP after them, and "ticket" before it gates the map; "column",
-    "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all positions of
-    their channels, at once where they fit, "covariance" the covariances of theirs, whose gradients "covariance_bwd" takes back to a tile; "lines",
-    "extremes" and "products" walk down rows of `row` positions, which `splits` cuts: block_p positions are as much of a row as fits, or several rows;
-    "rows" does so with rows as wide as they are; "convolution" walks down the channels of its positions, "convolution_bwd" positions with a block
-    of them; "tile" is elementwise.
+    role: "channel" reduces positions, and so do "excited", with an MLP after it, "means" and "pools", without, and "ticket" before it gates the map;
+    "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all
+    positions of their channels, at once where they fit, "covariance" the covariances of theirs, whose gradients "covariance_bwd" takes back to a
+    tile; "lines", "extremes" and "products" walk down rows of `row` positions, which `splits` cuts: block_p positions are as much of a row as fits,
+    or several rows; "rows" does so with rows as wide as they are; "convolution" walks down the channels of its positions, "convolution_bwd"
+    positions with a block of them; "tile" is elementwise.
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
@@ -181,6 +181,11 @@ def _channel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: i
 def _means(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
     # a limit that leaves four programs to a multiprocessor
     return replace(_channel(n, c, hw, itemsize, channels_last, sms), maxnreg=64 if itemsize < 8 else 0)
+
+
+def _excited(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    # a limit that leaves two programs to a multiprocessor, as in "ticket"
+    return replace(_channel(n, c, hw, itemsize, channels_last, sms), maxnreg=96 if itemsize < 8 else 0)
 
 
 def _pools(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
@@ -245,7 +250,10 @@ def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
         return replace(column, splits=-(-hw // column.block_p))
     steps = -(-hw // block_p)
     splits = min(steps, max(1, power_of_two(-(-4 * sms // max(n, 1)))))
-    return Config(block_c, block_p, splits, 8)
+    # a limit that leaves two programs to a multiprocessor, where no more are needed
+    vectors = (c if channels_last else hw) % 4 == 0
+    limited = vectors and (itemsize == 2 if maps == 1 else channels_last and itemsize < 8)
+    return Config(block_c, block_p, splits, 8, maxnreg=128 if limited else 0)
 
 
 def _group(n: int, c: int, hw: int, itemsize: int, sms: int, maps: int = 1) -> Config | None:
@@ -265,7 +273,7 @@ def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: i
     that cannot be loaded in vectors, where every element takes an address."""
     halved = 2 * (itemsize == 8) + ((c if channels_last else hw) % 4 != 0)
     config = _pixel(n, c, hw, itemsize, channels_last, sms, elements=8192 >> halved)
-    return replace(config, num_warps=16) if config.block_c >= c else config
+    return replace(config, num_warps=16, maxnreg=0) if config.block_c >= c else config
 
 
 def _convolution(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
@@ -371,6 +379,7 @@ def _rows(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int,
 
 _RULES: dict[str, Callable[..., Config]] = {
     "channel": _channel,
+    "excited": _excited,
     "means": _means,
     "pools": _pools,
     "ticket": _ticket,

@@ -137,7 +137,7 @@ def forward(
     out = fake(m.x, w1, spec)
     k, rows, r = _sizes(w1, spec)
     inside = spec.kind != "none" and (one_launch or _small(m, w1, w2))
-    config = m.config("channel" if inside and spec.kind == "mlp" else "means" if spec.pools == "avg" else "pools")
+    config = m.config("excited" if inside and spec.kind == "mlp" else "means" if spec.pools == "avg" else "pools")
     programs = m.n * -(-m.c // config.block_c) * config.splits
     kernels().channel_squeeze_fwd_kernel[(programs,)](
         **_arguments(m, out, (w1, b1, w2, b2), spec, config, inside), other_ptr=other, sum_ptr=total, HAS_OTHER=other is not None,
