@@ -10,9 +10,10 @@ PIP := $(PY) -m pip install --disable-pip-version-check --constraint constraints
 PEERS := monai segmentation_models_pytorch timm torchvision
 PEER_NEEDS := huggingface_hub numpy pillow pyyaml safetensors tqdm
 
-# For `make gpu`, in seconds: the whole run, and a folder for what it leaves.
+# For `make gpu`: seconds for the whole run, a folder for what it leaves, and which steps; tune and models follow where the first two are done.
 BUDGET ?= 540
 OUT ?= gpu-results
+STEPS ?= tests,sweep
 
 .DEFAULT_GOAL := help
 .PHONY: help test test-interp test-plain perf lint gpu clean
@@ -46,18 +47,8 @@ lint: $(VENV)/installed ## Run ruff and mypy.
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# The tests get two thirds of the budget (SIGINT lets pytest still write its report), the sweep what they leave. Compiling kernels is most of the
-# tests' time, so eight workers where pytest-xdist is there.
-LIMIT := timeout --signal=INT --kill-after=10
-gpu: ## Test and time on this machine's GPU with PYTHON as it is, nothing installed: make gpu BUDGET=540 OUT=dir
-	@mkdir -p '$(OUT)'; start=$$(date +%s); \
-	workers=$$($(PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null); \
-	$(LIMIT) $$(($(BUDGET) * 2 / 3)) \
-	  $(PYTHON) -m pytest tests/gpu -q -m gpu $$workers --junitxml='$(OUT)/tests.xml' $(PYTEST_ARGS); tests=$$?; \
-	left=$$(($(BUDGET) - $$(date +%s) + start)); \
-	$(LIMIT) $$((left + 30)) $(PYTHON) -m perf sweep --csv '$(OUT)/sweep.csv' --budget $$left; sweep=$$?; \
-	printf '%-8s%-8s%s\n' '' '' '' step exit file tests $$tests '$(OUT)/tests.xml' sweep $$sweep '$(OUT)/sweep.csv'; \
-	test $$tests -eq 0 && test $$sweep -eq 0
+gpu: ## Test and time on this machine's GPU with PYTHON as it is, nothing installed: make gpu BUDGET=540 OUT=dir [STEPS=tests,sweep,tune,models]
+	@$(PYTHON) -m perf gpu --out '$(OUT)' --budget $(BUDGET) --steps '$(STEPS)'
 
 clean: ## Remove the environment, builds and caches.
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -257,6 +257,33 @@ def report(
     console.print(f"report in {reporting.report(out, paths)}")
 
 
+@app.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="folder for what the steps leave; those that measure go on in it")],
+    steps: Annotated[str, typer.Option(help="comma list of tests, sweep, tune and models")] = "tests,sweep",
+    budget: Annotated[float, typer.Option(help="seconds for all of them")] = 540.0,
+) -> None:
+    """Test and measure on this machine's GPU, with this Python and within a budget."""
+    from . import gpu as asking
+
+    raise typer.Exit(asking.gpu(out, _several(steps, (), tuple(asking.STEPS)), budget, console))
+
+
+@app.command()
+def targets(
+    traffic: Annotated[Path, typer.Option(help="CSV of traffic, for the predictions")],
+    sweep: Annotated[Path | None, typer.Option(help="CSV of a sweep on a GPU")] = None,
+    models: Annotated[Path | None, typer.Option(help="CSV of models on a GPU")] = None,
+    codegen: Annotated[Path | None, typer.Option(help="CSV of codegen; the kernels of these rows that it lacks are compiled")] = None,
+    readme: Annotated[Path | None, typer.Option(help="a Markdown file whose table, between <!-- targets --> markers, is replaced")] = None,
+) -> None:
+    """What the package aims at, what its traffic predicts, and what was measured: the second table of the README."""
+    from . import targets as aims
+
+    table = aims.targets(console, traffic=traffic, sweep=sweep, models=models, codegen=codegen, readme=readme)
+    console.print(table, soft_wrap=True, highlight=False)
+
+
 @app.command("all")
 def everything(out: Annotated[Path, typer.Option(help="folder for the CSVs and the report")] = ROOT / "perf" / "results" / "local") -> None:
     """A quick sweep, traffic, codegen and example for the machine it runs on, and the report: within five minutes on two CPU cores."""

@@ -275,23 +275,28 @@ def _job(index: int) -> dict[str, Any]:
     return row(*_work[index])
 
 
+def compile_all(found: Sequence[Launch], targets: Sequence[str], writer: Writer, console: Console) -> None:
+    """Write a row for each launch and target that the writer has none for."""
+    global _work
+    wanted = [(launch, target) for target in targets for launch in found if TARGETS[target][0] == "cuda" or not launch.cooperative]
+    _work = [(launch, target) for launch, target in wanted if not writer.has(identity(launch, target))]
+    columns = (TextColumn("codegen {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # compilers take a core each and share nothing; forked, because launches hold kernels that cannot be sent
+    pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
+    with pool, Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(_work))
+        for made in pool.imap(_job, range(len(_work))):
+            writer.write(made)
+            progress.update(task, advance=1, description=made["kernel"])
+
+
 def codegen(
     path: str | os.PathLike[str], console: Console, *, quick: bool = False, op_names: Sequence[str] = OPS, dtypes: Sequence[str] = tuple(DTYPES),
     targets: Sequence[str] = tuple(TARGETS), resume: bool = True,
 ) -> Path:  # fmt: skip
-    global _work
     found = collect(quick, op_names, dtypes)
-    columns = (TextColumn("codegen {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Writer(path, CODEGEN, environment("cpu"), resume=resume) as writer:
-        wanted = [(launch, target) for target in targets for launch in found if TARGETS[target][0] == "cuda" or not launch.cooperative]
-        _work = [(launch, target) for launch, target in wanted if not writer.has(identity(launch, target))]
-        # compilers take a core each and share nothing; forked, because launches hold kernels that cannot be sent
-        pool = multiprocessing.get_context("fork").Pool(os.cpu_count())
-        with pool, Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("", total=len(_work))
-            for made in pool.imap(_job, range(len(_work))):
-                writer.write(made)
-                progress.update(task, advance=1, description=made["kernel"])
+        compile_all(found, targets, writer, console)
         for name in sorted(shipped() - {launch.name for launch in found}) if op_names == OPS else ():
             writer.write({"kernel": name, "config": "", "layout": "", "dtype": "", "target": "", "status": "not reached by any op of the harness"})
         print_codegen(writer.rows, console)

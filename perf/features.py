@@ -40,7 +40,6 @@ SITES = dict.fromkeys(("shuffle", "simam"), Site(1, 64, 8, 8, 4)) | {"triplet": 
 # hidden maps too small to count as maps
 SITES |= dict.fromkeys(("bam", "mscam", "aff", "iaff"), Site(1, 32, 16, 32, 2))
 TRACED = Site(1, 64, 16, 16, 4)
-MARKERS = "<!-- features -->", "<!-- /features -->"
 
 
 def counted_case(op_name: str, layout: str) -> Case:
@@ -192,7 +191,7 @@ def features(path: str | os.PathLike[str], console: Console, *, readme: Path | N
     found = read(path, FEATURES).set_index("op", drop=False)
     table = found.loc[[name for name in names() if name in found.index]]
     if readme is not None:
-        _insert(readme, markdown(table))
+        insert(readme, "features", markdown(table))
     console.print(markdown(table), soft_wrap=True, highlight=False)
     return Path(path)
 
@@ -216,12 +215,13 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _insert(readme: Path, table: str) -> None:
-    text = readme.read_text(encoding="utf-8")
-    before, start, rest = text.partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not start or not end:
-        raise ValueError(f"{readme}: no {MARKERS[0]} ... {MARKERS[1]} to put the table between")
+def insert(readme: Path, name: str, table: str) -> None:
+    """Put a table in place of what stands between its markers in a Markdown file."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = readme.read_text(encoding="utf-8").partition(start)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{readme}: no {start} ... {end} to put the table between")
     readme.write_text(f"{before}{start}\n{table}\n{end}{after}", encoding="utf-8")
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import math
 import os
+import re
 import time
 
 import pytest
@@ -409,12 +410,12 @@ def test_the_table_of_features_goes_between_its_markers(tmp_path):
     assert "✓" in lines[2] and "off by 1e-1" in lines[3] and "2 / ?" in lines[3]
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- features -->\nold\n<!-- /features -->\nafter\n")
-    features._insert(readme, "new")
-    features._insert(readme, "new")
+    features.insert(readme, "features", "new")
+    features.insert(readme, "features", "new")
     assert readme.read_text() == "before\n<!-- features -->\nnew\n<!-- /features -->\nafter\n"
     readme.write_text("nothing")
     with pytest.raises(ValueError, match="no <!-- features -->"):
-        features._insert(readme, "new")
+        features.insert(readme, "features", "new")
 
 
 def test_every_block_is_in_the_table():
@@ -444,3 +445,35 @@ def test_the_example_learns(tmp_path):
     assert (table.accuracy[["none", "se"]] > 0.8).all() and table.parameters["se"] > table.parameters["none"]
     assert table.status["unknown"].startswith("error: ValueError: name: got 'unknown'")
     assert "unknown" in console.file.getvalue() and path.with_suffix(".svg").read_text().startswith("<svg")
+
+
+def test_steps_for_a_gpu_keep_to_their_budget(tmp_path, monkeypatch, capfd):
+    from perf import gpu
+
+    loops = "import sys, time\nprint('begun', sys.argv[1:], flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('wrote'); sys.exit(3)"
+    steps = {
+        "tests": gpu.Step("tests.xml", ("-c", loops, "{file}"), 2, 0),
+        "sweep": gpu.Step("sweep.csv", ("-c", "import sys; print(sys.argv[1:])", "{file}", "{share}", "{out}")),
+    }
+    monkeypatch.setattr(gpu, "STEPS", steps)
+    assert gpu.gpu(tmp_path / "found", ("tests", "sweep"), 9, Console(width=200)) == 1
+    said = capfd.readouterr().out
+    assert f"begun ['{tmp_path}/found/tests.xml']" in said and "wrote" in said
+    share = int(re.search(r"sweep\.csv', '(\d+)'", said)[1])
+    assert 1 <= share <= 3  # what the first step left
+    rows = [line.split() for line in said.splitlines()]
+    assert ["tests", "3", str(tmp_path / "found" / "tests.xml")] in rows and ["sweep", "0", str(tmp_path / "found" / "sweep.csv")] in rows
+    assert gpu.gpu(tmp_path / "found", ("sweep",), 9, Console(width=200)) == 0
+
+
+def test_the_real_steps_are_commands_of_this_harness():
+    from typer.main import get_command
+
+    from perf import gpu
+    from perf.cli import app
+
+    commands = get_command(app).commands
+    for name, step in gpu.STEPS.items():
+        if name != "tests":
+            known = {option for parameter in commands[name].params for option in parameter.opts}
+            assert step.command[:3] == ("-m", "perf", name) and {part for part in step.command if part.startswith("--")} <= known
