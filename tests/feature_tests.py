@@ -337,6 +337,17 @@ def test_export(name, strict):
         same({"y": loaded.module()(x).detach()}, wanted)
 
 
+@pytest.mark.parametrize("squeeze", [nn.AdaptiveAvgPool2d(1), nn.Identity()], ids=["channel", "whole"])
+def test_dynamic_shapes_of_weights_that_a_layer_computes(squeeze):
+    """Their channels are a number, and the map's a symbol that was specialised to it."""
+    torch._dynamo.reset()
+    block = blocks.Attention(nn.Sequential(squeeze, nn.Conv2d(C, C, 1)), activation="relu").double()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=True)
+    for shape in ((2, C, 3, 4), (4, C, 6, 5)):
+        x = feature_map(*shape)
+        same(gradients(block, compiled, x), expected(block, x))
+
+
 @some_blocks
 def test_export_for_training(name):
     """The exported program has gradients, and a BatchNorm's buffers move."""

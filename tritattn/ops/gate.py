@@ -137,7 +137,8 @@ def gate(x: Tensor, weights: Tensor, *, gate: str = "none", residual: Tensor | N
     _checks.floating("weights", weights)
     if weights.device != x.device:
         raise ValueError(f"weights: got a tensor on {weights.device}, expected {x.device}, the device of x")
-    fits = weights.dim() <= x.dim() and all(w in (1, s) for w, s in zip(reversed(weights.shape), reversed(x.shape), strict=False))
+    # no `in` here, see _checks.parameter
+    fits = weights.dim() <= x.dim() and all(w == 1 or w == s for w, s in zip(reversed(weights.shape), reversed(x.shape), strict=False))
     if not fits:
         raise ValueError(f"weights: got shape {list(weights.shape)}, expected one broadcastable to {list(x.shape)}, the shape of x")
     channels = (x.shape[0], x.shape[1]) + (1,) * (x.dim() - 2)
