@@ -201,18 +201,21 @@ def test_hooks_and_repeated_backward(name):
     same({"x": seen[0], "again": seen[1], "y": y.grad}, {"x": seen[1], "again": x.grad / 2, "y": torch.full_like(y, 2)})
 
 
-def test_saved_tensors_are_only_the_inputs_and_small_statistics():
+@pytest.mark.parametrize("name", ["se", "eca", "sse", "scse", "spatial", "cbam"])
+def test_saved_tensors_are_only_the_inputs_and_small_statistics(name):
     """Without an activation nothing needs the residual again, and its gradient is the one that comes in."""
     if not KERNELS:
         pytest.skip("what plain torch saves is torch's")
     saved: list[Tensor] = []
     x, residual = (feature_map(2, C, 6, 8, seed=s).requires_grad_() for s in (0, 1))
-    block = blocks.SqueezeExcite(C, rd_channels=3).double()
+    block = build(name)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = block(x, residual)
-    assert {t.data_ptr() for t in saved if t.shape == x.shape} == {x.data_ptr()}
+    kept = {x.data_ptr()} if block.activation == "none" else {x.data_ptr(), residual.data_ptr()}
+    assert {t.data_ptr() for t in saved if t.numel() > x.numel() / 2} == kept
+    assert all(t.numel() <= 2 * 6 * 8 for t in saved if not t.is_floating_point())
     g = torch.randn_like(y)
-    assert torch.autograd.grad(y, residual, g)[0] is g
+    assert (torch.autograd.grad(y, residual, g)[0] is g) == (block.activation == "none")
 
 
 # -- derivatives of other kinds ---------------------------------------------------------------------------------------------------------------
