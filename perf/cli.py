@@ -42,6 +42,19 @@ def _several(
     return names
 
 
+def _batches(text: str | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    """A comma list of batch sizes."""
+    if not text:
+        return default
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise typer.BadParameter(f"{text!r} is not a comma list of batch sizes")
+    return sizes
+
+
 def _device(asked: str | None) -> str:
     device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cuda", "cpu"):
@@ -75,7 +88,7 @@ def sweep(
             # a CPU emulates reduced precision, which says nothing about either
             _several(dtypes, ("bf16", "fp32", "fp16") if chosen == "cuda" else ("fp32",), tuple(cases.DTYPES)),
             _several(layouts, tuple(cases.LAYOUTS), tuple(cases.LAYOUTS)),
-            [int(n) for n in batches.split(",")] if batches else () if chosen == "cuda" else (2,),
+            _batches(batches, () if chosen == "cuda" else (2,)),
         ),
         _several(with_providers, providers.PROVIDERS, providers.PROVIDERS),
         _several(modes, ("fwd_bwd", "inference") if quick and chosen == "cpu" else sweeps.MODES, sweeps.MODES),
@@ -110,7 +123,7 @@ def models(
         _several(modes, real.MODES, real.MODES),
         _several(dtypes, ("bf16", "fp32") if on_gpu else ("fp32",), ("bf16", "fp32")),
         _several(layouts, ("channels_last", "contiguous"), tuple(cases.LAYOUTS)),
-        [int(n) for n in batches.split(",")] if batches else () if on_gpu else (2,),
+        _batches(batches, () if on_gpu else (2,)),
         size or (224 if on_gpu else 64),
     )
     real.models(plan, csv, chosen, console, budget=budget if budget is not None or not quick else QUICK_SECONDS, resume=not fresh)
@@ -137,7 +150,7 @@ def tune(
         _several(sets, tuple(shapes.SETS), tuple(shapes.SETS)),
         _several(dtypes, ("bf16", "fp32"), tuple(cases.DTYPES)),
         _several(layouts, tuple(cases.LAYOUTS), tuple(cases.LAYOUTS)),
-        [int(n) for n in batches.split(",")] if batches else (),
+        _batches(batches, ()),
     )
     tuner.tune(plan, csv, _device("cuda"), console, out=out, budget=budget, resume=not fresh)
     console.print(f"rows in {csv}")

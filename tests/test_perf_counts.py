@@ -290,6 +290,8 @@ def test_summaries_name_what_failed(results):
         (["sweep", "--csv", "x", "--dtypes", "bf17"], "'bf17' is not one of bf16, fp32, fp16, fp64"),
         (["sweep", "--csv", "x", "--sets", "vgg"], "'vgg' is not one of"),
         (["sweep", "--csv", "x", "--device", "tpu"], "device is cuda or cpu"),
+        (["sweep", "--csv", "x", "--batches", "2,x"], "'2,x' is not a comma list of batch sizes"),
+        (["models", "--csv", "x", "--batches", "0"], "'0' is not a comma list of batch sizes"),
         (["models", "--csv", "x", "--networks", "timm/seresnet50,resnet"], "no network 'resnet'"),
         (["report", "--out", "x"], "at least one of"),
     ],
