@@ -1,6 +1,7 @@
 """The gate: weights broadcast over the feature map, with residual and activation, and what flows back through it.
 
-y_ncp = a(x_ncp f(logits_nc) h(spatial_np) + shift_nc + residual_ncp), or with a joint gate x_ncp (1 + f(logits_nc spatial_np)). Backward takes the
+y_ncp = a(u_ncp f(logits_nc) h(spatial_np) + shift_nc + residual_ncp), or with a joint gate u_ncp (1 + f(logits_nc spatial_np)); u is x, or where
+a channel gate alone has something before it, b(norm(x)). Backward takes the
 map in two passes, because the gradient of the squeeze must be known before dx: `gate_bwd_channel_kernel` or `gate_bwd_column_kernel` reduce,
 `gate_bwd_input_kernel` writes dx once. Where a residual and an activation are present the first pass stores g a' in `da`, which is the residual's
 gradient and all that the second pass needs.
@@ -18,6 +19,7 @@ from .pointwise import (
     gate_grad,
     image_offset,
     load_tile,
+    normalised,
     own_range,
     own_tile,
     shared_grad,
@@ -90,19 +92,24 @@ def gate_shares(product, s, q, COMBINE: tl.constexpr, JOINT: tl.constexpr):
 
 @triton.jit
 def gate_fwd_kernel(
-    x_ptr, logits_ptr, spatial_ptr, shift_ptr, residual_ptr, y_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
+    x_ptr, logits_ptr, spatial_ptr, shift_ptr, residual_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, y_ptr, C_V, HW_V, eps,
+    VEC_C: tl.constexpr, VEC_P: tl.constexpr, BEFORE: tl.constexpr,
     GATE: tl.constexpr, SPATIAL: tl.constexpr, COMBINE: tl.constexpr, JOINT: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr,
     HAS_SHIFT: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """y_ncp = a(x_ncp (gates)_ncp + shift_nc + residual_ncp), gates as in combine_gates. A program owns one tile of one image."""
+    """y_ncp = a(u_ncp (gates)_ncp + shift_nc + residual_ncp), u = b(norm(x)), b of BEFORE, gates as in combine_gates.
+
+    A program owns one tile of one image.
+    """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
     n, c, p, mask, image, offsets = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
     x = load_tile(x_ptr + image, offsets, mask, ACC)
+    u = activation(normalised(x, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), c, c < C, ACC)[0], BEFORE)
     s, q = load_gates(logits_ptr, spatial_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, HAS_SPATIAL, ACC)
-    factor, _, _ = combine_gates(x, s[:, None], q[None, :], COMBINE, JOINT)
-    y = x * factor
+    factor, _, _ = combine_gates(u, s[:, None], q[None, :], COMBINE, JOINT)
+    y = u * factor
     if HAS_SHIFT:
         y += tl.load(shift_ptr + n.to(tl.int64) * C + c, mask=c < C, other=0.0).to(ACC)[:, None]
     if HAS_RESIDUAL:
@@ -170,20 +177,22 @@ def combine_logits_grad(dlogits_ptr, logits_ptr, part_ptr, n, slots, C, GATE: tl
 
 @triton.jit
 def gate_bwd_channel_kernel(
-    g_ptr, x_ptr, logits_ptr, residual_ptr, stats_ptr, dstats_ptr, saux_ptr, extra_ptr, part_ptr, counter_ptr, da_ptr, dx_ptr, dlogits_ptr,
-    C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
+    g_ptr, x_ptr, logits_ptr, residual_ptr, stats_ptr, dstats_ptr, saux_ptr, extra_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr,
+    part_ptr, counter_ptr, da_ptr, dx_ptr, dlogits_ptr, C_V, HW_V, eps,
+    VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, BEFORE: tl.constexpr,
     GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, STORE_DX: tl.constexpr,
     HAS_STATS: tl.constexpr, EVEN: tl.constexpr, HAS_EXTRA: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dlogits_nc = f'(logits_nc) sum over p of x_ncp du_ncp + extra_nc, du = da, or with HAS_STATS the gradient that comes back from the spatial
-    statistics of x f(logits).
+    """dlogits_nc = f'(logits_nc) sum over p of u_ncp dv_ncp + extra_nc, u = b(norm(x)), b of BEFORE; dv = da, or with HAS_STATS the gradient that
+    comes back from the spatial statistics of v = u f(logits).
 
     A program owns BLOCK_C channels and one of SPLITS ranges of positions; the last one to arrive for a block of channels adds the splits in order.
     With STORE_DA it also writes da, with STORE_DX dx = da f(logits) (a gate whose weights do not depend on x).
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
+    norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     n, c, split, start, stop = own_range(tl.program_id(0), C, HW, SPLITS, BLOCK_C, BLOCK_P)
     image = image_offset(n, C, HW)
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
@@ -192,16 +201,17 @@ def gate_bwd_channel_kernel(
         mask = (c[:, None] < C) & (p[None, :] < HW)
         offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
         x = load_tile(x_ptr + image, offsets, mask, ACC)
+        u = activation(normalised(x, norm, c, c < C, ACC)[0], BEFORE)
         s, _ = load_gates(logits_ptr, logits_ptr, n, c, p, C, HW, GATE, GATE, True, False, ACC)
         if HAS_STATS:
-            du = statistics_cotangent(stats_ptr, dstats_ptr, saux_ptr, n, c, p, x, s, C, HW, EVEN, ACC)
+            dv = statistics_cotangent(stats_ptr, dstats_ptr, saux_ptr, n, c, p, u, s, C, HW, EVEN, ACC)
         else:
             factor = s[:, None]
-            da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
-            du = da
+            da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, offsets, mask, u, factor, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
+            dv = da
             if STORE_DX:
                 tl.store(dx_ptr + image + offsets, (da * factor).to(dx_ptr.dtype.element_ty), mask=mask)
-        total += tl.where(mask, x * du, 0.0)
+        total += tl.where(mask, u * dv, 0.0)
     found = tl.sum(total, 1)
     if SPLITS > 1:
         part_ptr += n.to(tl.int64) * SPLITS * C + c
@@ -299,18 +309,20 @@ def pools_cotangent(
 @triton.jit
 def gate_bwd_input_kernel(
     g_ptr, x_ptr, logits_ptr, spatial_ptr, residual_ptr, stats_ptr, dstats_ptr, saux_ptr, z_ptr, dz_ptr, aux_ptr, w_ptr, dpixel_ptr, through_ptr,
-    dx_ptr, C_V, HW_V, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
+    bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, dx_ptr, C_V, HW_V, eps,
+    K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
     GATE: tl.constexpr, SPATIAL: tl.constexpr, COMBINE: tl.constexpr, JOINT: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_SPATIAL: tl.constexpr,
     HAS_G: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, NEED_X: tl.constexpr, HAS_STATS: tl.constexpr,
     SPATIAL_EVEN: tl.constexpr, AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr,
-    EVEN: tl.constexpr, HAS_PIXEL: tl.constexpr, HAS_THROUGH: tl.constexpr, BEFORE: tl.constexpr,
+    EVEN: tl.constexpr, HAS_PIXEL: tl.constexpr, THROUGH: tl.constexpr, BEFORE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dx_ncp = da_ncp (gates)_ncp                              HAS_G: what comes through the gate
-             + f(logits_nc) du_ncp                              HAS_STATS: through the spatial statistics of x f(logits)
-             + sum over k of dz_nkc dpool_k/dx_ncp              *_AT >= 0: through the channel statistics
+    """du_ncp = da_ncp (gates)_ncp                              HAS_G: what comes through the gate
+             + f(logits_nc) dv_ncp                              HAS_STATS: through the spatial statistics of v = u f(logits)
+             + sum over k of dz_nkc dpool_k/du_ncp              *_AT >= 0: through the channel statistics
              + w_c dpixel_np                                    HAS_PIXEL: through the 1x1 convolution to one channel
-             + through_ncp b'(x_ncp)                            HAS_THROUGH: through somebody else's layers on b(map), b of BEFORE
+    dx_ncp = norm'_c b'(norm(x_ncp)) du_ncp                     u = b(norm(x)), b of BEFORE
+             + through_ncp t'(x_ncp)                            through somebody else's layers on t(x), t of THROUGH; "" for no such layers
 
     Written once. A program owns one tile of one image; x is read only with NEED_X.
     """
@@ -320,20 +332,23 @@ def gate_bwd_input_kernel(
     x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     if NEED_X:
         x = load_tile(x_ptr + image, offsets, mask, ACC)
+    t, scale = normalised(x, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), c, c < C, ACC)
+    u = activation(t, BEFORE)
     s, q = load_gates(logits_ptr, spatial_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, HAS_SPATIAL, ACC)
-    dx = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    du = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     if HAS_G:
-        factor, slope, _ = combine_gates(x, s[:, None], q[None, :], COMBINE, JOINT)
-        da = output_cotangent(g_ptr, residual_ptr, g_ptr, image, offsets, mask, x, factor, HAS_RESIDUAL, ACTIVATION, False, ACC)
-        dx += da * slope
+        factor, slope, _ = combine_gates(u, s[:, None], q[None, :], COMBINE, JOINT)
+        da = output_cotangent(g_ptr, residual_ptr, g_ptr, image, offsets, mask, u, factor, HAS_RESIDUAL, ACTIVATION, False, ACC)
+        du += da * slope
     if HAS_STATS:
-        dx += s[:, None] * statistics_cotangent(stats_ptr, dstats_ptr, saux_ptr, n, c, p, x, s, C, HW, SPATIAL_EVEN, ACC)
-    dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, x, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
+        du += s[:, None] * statistics_cotangent(stats_ptr, dstats_ptr, saux_ptr, n, c, p, u, s, C, HW, SPATIAL_EVEN, ACC)
+    du += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, u, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
     if HAS_PIXEL:
         w = tl.load(w_ptr + c, mask=c < C, other=0.0).to(ACC)
-        dx += w[:, None] * tl.load(dpixel_ptr + n.to(tl.int64) * HW + p, mask=p < HW, other=0.0)[None, :]
-    if HAS_THROUGH:
-        dx += chain(load_tile(through_ptr + image, offsets, mask, ACC), activation_grad(x, BEFORE), BEFORE)
+        du += w[:, None] * tl.load(dpixel_ptr + n.to(tl.int64) * HW + p, mask=p < HW, other=0.0)[None, :]
+    dx = chain(du, activation_grad(t, BEFORE), BEFORE) * scale
+    if THROUGH != "":
+        dx += chain(load_tile(through_ptr + image, offsets, mask, ACC), activation_grad(x, THROUGH), THROUGH)
     tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 

@@ -149,6 +149,22 @@ def load_tile(ptr, offsets, mask, ACC: tl.constexpr, LAST: tl.constexpr = None):
 
 
 @triton.jit
+def normalised(x, norm, c, inside, ACC: tl.constexpr):
+    """norm(x) of a tile and its derivative [BLOCK_C, 1], norm = (weight, bias, mean, var, eps) of a BatchNorm with its running statistics; x and ones
+    where these are None. c [BLOCK_C]: the tile's channels, as the norm counts them. Elements outside of a map are not zero any more."""
+    weight_ptr, bias_ptr, mean_ptr, var_ptr, eps = norm
+    scale = tl.full([x.shape[0], 1], 1.0, ACC)
+    if mean_ptr is not None:
+        scale = (1.0 / tl.sqrt(tl.load(var_ptr + c, mask=inside, other=1.0).to(ACC) + eps))[:, None]
+        if weight_ptr is not None:
+            scale *= tl.load(weight_ptr + c, mask=inside, other=0.0).to(ACC)[:, None]
+        x = (x - tl.load(mean_ptr + c, mask=inside, other=0.0).to(ACC)[:, None]) * scale
+        if bias_ptr is not None:
+            x += tl.load(bias_ptr + c, mask=inside, other=0.0).to(ACC)[:, None]
+    return x, scale
+
+
+@triton.jit
 def nan_max(value, index, axis: tl.constexpr):
     """Maximum of value over `axis`, NaN if there is one, and the smallest index among the elements that attain it."""
     is_nan = value != value

@@ -1,7 +1,7 @@
 """Selection among branches: V_ncp = sum over k of w_nkc U_nkcp, with weights w from the mean of the branches' sum.
 
 The K branches are K maps (selective kernels: up to four pointers), or with SLICED the K slices of the channels of one map (split attention). They
-are U = b(norm(x)): with HAS_NORM a BatchNorm with its running statistics, with BEFORE an activation, both applied to every tile as it is loaded.
+are U = b(norm(x)): a BatchNorm with its running statistics and the activation BEFORE, applied to every tile as it is loaded.
 Neither their stack nor their sum is ever stored.
 """
 
@@ -10,7 +10,19 @@ import triton.language as tl
 
 from .excite import arrive
 from .gate import output_cotangent
-from .pointwise import activation, activation_grad, chain, gate_function, gate_grad, image_offset, load_tile, own_range, own_tile, tile_offsets
+from .pointwise import (
+    activation,
+    activation_grad,
+    chain,
+    gate_function,
+    gate_grad,
+    image_offset,
+    load_tile,
+    normalised,
+    own_range,
+    own_tile,
+    tile_offsets,
+)
 
 
 @triton.jit
@@ -26,25 +38,6 @@ def branch_image(
     else:
         ptr = x_ptr + image_offset(n * K + k, C, HW)
     return ptr
-
-
-@triton.jit
-def branch_value(
-    x, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, c, C, eps, k: tl.constexpr, HAS_NORM: tl.constexpr, HAS_AFFINE: tl.constexpr,
-    ACC: tl.constexpr,
-):  # fmt: skip
-    """norm(x) of a tile of branch k, and its derivative [BLOCK_C, 1]; x and ones without a norm."""
-    scale = tl.full([x.shape[0], 1], 1.0, ACC)
-    if HAS_NORM:
-        row = (k * C + c)[:, None]
-        inside = c[:, None] < C
-        scale = 1.0 / tl.sqrt(tl.load(bn_var_ptr + row, mask=inside, other=1.0).to(ACC) + eps)
-        if HAS_AFFINE:
-            scale *= tl.load(bn_weight_ptr + row, mask=inside, other=0.0).to(ACC)
-        x = (x - tl.load(bn_mean_ptr + row, mask=inside, other=0.0).to(ACC)) * scale
-        if HAS_AFFINE:
-            x += tl.load(bn_bias_ptr + row, mask=inside, other=0.0).to(ACC)
-    return x, scale
 
 
 @triton.jit
@@ -74,7 +67,7 @@ def branch_weights(logits_ptr, n, c, C, GROUP, K: tl.constexpr, GATE: tl.constex
 def select_squeeze_fwd_kernel(
     x_ptr, x1_ptr, x2_ptr, x3_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, part_ptr, counter_ptr, z_ptr, C_V, HW_V, eps,
     VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, K: tl.constexpr, SLICED: tl.constexpr, BEFORE: tl.constexpr,
-    HAS_NORM: tl.constexpr, HAS_AFFINE: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """z_nc = mean over p of sum over k of U_nkcp.
@@ -84,6 +77,7 @@ def select_squeeze_fwd_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
+    norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     n, c, split, start, stop = own_range(tl.program_id(0), C, HW, SPLITS, BLOCK_C, BLOCK_P)
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     for p0 in range(start, stop, BLOCK_P):
@@ -92,8 +86,8 @@ def select_squeeze_fwd_kernel(
         offsets = tile_offsets(c[:, None], p[None, :], C * K if SLICED else C, HW, CHANNELS_LAST, LARGE)
         for k in tl.static_range(K):
             x = load_tile(branch_image(x_ptr, x1_ptr, x2_ptr, x3_ptr, n, C, HW, k, K, SLICED, CHANNELS_LAST), offsets, mask, ACC)
-            x, _ = branch_value(x, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, c, C, eps, k, HAS_NORM, HAS_AFFINE, ACC)
-            total += tl.where(mask, activation(x, BEFORE), 0.0)
+            u = activation(normalised(x, norm, k * C + c, c < C, ACC)[0], BEFORE)
+            total += tl.where(mask, u, 0.0)
     found = tl.sum(total, 1)
     last = True
     if SPLITS > 1:
@@ -111,21 +105,22 @@ def select_squeeze_fwd_kernel(
 @triton.jit
 def select_gate_fwd_kernel(
     x_ptr, x1_ptr, x2_ptr, x3_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, logits_ptr, residual_ptr, y_ptr, C_V, HW_V, GROUP, eps,
-    VEC_C: tl.constexpr, VEC_P: tl.constexpr, K: tl.constexpr, SLICED: tl.constexpr, BEFORE: tl.constexpr, HAS_NORM: tl.constexpr,
-    HAS_AFFINE: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    VEC_C: tl.constexpr, VEC_P: tl.constexpr, K: tl.constexpr, SLICED: tl.constexpr, BEFORE: tl.constexpr,
+    GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """y_ncp = a(sum over k of w_nkc U_nkcp + residual_ncp), w from the logits as in `branch_weights`. A program owns one tile of one image."""
     C = C_V * VEC_C
     HW = HW_V * VEC_P
+    norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     n, c, p, mask, image, at = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
     offsets = tile_offsets(c[:, None], p[None, :], C * K if SLICED else C, HW, CHANNELS_LAST, LARGE)
     weights = branch_weights(logits_ptr, n, c, C, GROUP, K, GATE, ACC)
     y = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     for k in tl.static_range(K):
         x = load_tile(branch_image(x_ptr, x1_ptr, x2_ptr, x3_ptr, n, C, HW, k, K, SLICED, CHANNELS_LAST), offsets, mask, ACC)
-        x, _ = branch_value(x, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, c, C, eps, k, HAS_NORM, HAS_AFFINE, ACC)
-        y += activation(x, BEFORE) * weights[k][:, None]
+        u = activation(normalised(x, norm, k * C + c, c < C, ACC)[0], BEFORE)
+        y += u * weights[k][:, None]
     if HAS_RESIDUAL:
         y += load_tile(residual_ptr + image, at, mask, ACC)
     tl.store(y_ptr + image + at, activation(y, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
@@ -152,7 +147,7 @@ def store_logits_grads(
 def select_bwd_weights_kernel(
     g_ptr, x_ptr, x1_ptr, x2_ptr, x3_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, logits_ptr, residual_ptr, part_ptr, counter_ptr,
     da_ptr, dlogits_ptr, C_V, HW_V, GROUP, eps, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, K: tl.constexpr,
-    SLICED: tl.constexpr, BEFORE: tl.constexpr, HAS_NORM: tl.constexpr, HAS_AFFINE: tl.constexpr, GATE: tl.constexpr,
+    SLICED: tl.constexpr, BEFORE: tl.constexpr, GATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -164,6 +159,7 @@ def select_bwd_weights_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
+    norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     n, c, split, start, stop = own_range(tl.program_id(0), C, HW, SPLITS, BLOCK_C, BLOCK_P)
     image = image_offset(n, C, HW)
     weights = branch_weights(logits_ptr, n, c, C, GROUP, K, GATE, ACC)
@@ -178,8 +174,7 @@ def select_bwd_weights_kernel(
         y = tl.zeros([BLOCK_C, BLOCK_P], ACC)
         for k in tl.static_range(K):
             x = load_tile(branch_image(x_ptr, x1_ptr, x2_ptr, x3_ptr, n, C, HW, k, K, SLICED, CHANNELS_LAST), offsets, mask, ACC)
-            x, _ = branch_value(x, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, c, C, eps, k, HAS_NORM, HAS_AFFINE, ACC)
-            branches += (activation(x, BEFORE),)
+            branches += (activation(normalised(x, norm, k * C + c, c < C, ACC)[0], BEFORE),)
             y += branches[k] * weights[k][:, None]
         at = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
         da = output_cotangent(g_ptr, residual_ptr, da_ptr, image, at, mask, y, 1.0, HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC)
@@ -204,7 +199,7 @@ def select_bwd_weights_kernel(
 def select_bwd_input_kernel(
     g_ptr, x_ptr, x1_ptr, x2_ptr, x3_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, logits_ptr, dz_ptr, dx_ptr, dx1_ptr, dx2_ptr, dx3_ptr,
     C_V, HW_V, GROUP, eps, VEC_C: tl.constexpr, VEC_P: tl.constexpr, K: tl.constexpr, SLICED: tl.constexpr, BEFORE: tl.constexpr,
-    HAS_NORM: tl.constexpr, HAS_AFFINE: tl.constexpr, GATE: tl.constexpr, HAS_G: tl.constexpr, HAS_Z: tl.constexpr, STORE: tl.constexpr,
+    GATE: tl.constexpr, HAS_G: tl.constexpr, HAS_Z: tl.constexpr, STORE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx_nkcp = norm'_kc b'(norm(x_nkcp)) (da_ncp w_nkc + dz_nc / HW), da in g: HAS_G is the gate's share, HAS_Z the squeeze's.
@@ -213,6 +208,7 @@ def select_bwd_input_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
+    norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     n, c, p, mask, image, at = own_tile(C, HW, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P)
     offsets = tile_offsets(c[:, None], p[None, :], C * K if SLICED else C, HW, CHANNELS_LAST, LARGE)
     da = tl.zeros([BLOCK_C, BLOCK_P], ACC)
@@ -232,7 +228,7 @@ def select_bwd_input_kernel(
             x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
             if BEFORE != "none":
                 x = load_tile(branch_image(x_ptr, x1_ptr, x2_ptr, x3_ptr, n, C, HW, k, K, SLICED, CHANNELS_LAST), offsets, mask, ACC)
-            x, scale = branch_value(x, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, c, C, eps, k, HAS_NORM, HAS_AFFINE, ACC)
+            x, scale = normalised(x, norm, k * C + c, c < C, ACC)
             dx = chain(dx, activation_grad(x, BEFORE), BEFORE) * scale
             to = branch_image(dx_ptr, dx1_ptr, dx2_ptr, dx3_ptr, n, C, HW, k, K, SLICED, CHANNELS_LAST)
             tl.store(to + offsets, dx.to(to.dtype.element_ty), mask=mask)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .excite import arrive, excite_image
-from .pointwise import gate_function, image_offset, load_tile, merge_max, own_range, reduce_max, running_max, tile_offsets
+from .pointwise import activation, gate_function, image_offset, load_tile, merge_max, normalised, own_range, reduce_max, running_max, tile_offsets
 
 
 @triton.jit
@@ -36,8 +36,8 @@ def store_statistics(
 @triton.jit
 def squeeze_channels(
     program, x_ptr, other_ptr, sum_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
-    C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_OTHER: tl.constexpr,
+    norm, C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_OTHER: tl.constexpr, BEFORE: tl.constexpr,
     AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
     KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -64,6 +64,9 @@ def squeeze_channels(
         if HAS_OTHER:
             x += load_tile(other_ptr + image, offsets, mask, ACC)
             tl.store(sum_ptr + image + offsets, x.to(sum_ptr.dtype.element_ty), mask=mask)
+        x = activation(normalised(x, norm, c, c < C, ACC)[0], BEFORE)
+        if norm[2] is not None:
+            x = tl.where(mask, x, 0.0)
         if WANT_SUM:
             total += x
         if LP_AT >= 0:
@@ -128,23 +131,25 @@ def squeeze_channels(
 @triton.jit
 def channel_squeeze_fwd_kernel(
     x_ptr, other_ptr, sum_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
-    C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
-    HAS_OTHER: tl.constexpr,
+    bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, C_V, HW_V, R, eps, K: tl.constexpr, ROWS: tl.constexpr,
+    VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, HAS_OTHER: tl.constexpr, BEFORE: tl.constexpr,
     AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
     KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """z_nkc = pool_k over p of x_ncp; with KIND also logits_nc = excite(z_n). With HAS_OTHER of x_ncp + other_ncp, which is stored in sum.
+    """z_nkc = pool_k over p of u_ncp, u = b(norm(x)); with KIND also logits_nc = excite(z_n). With HAS_OTHER of x_ncp + other_ncp, which is stored
+    in sum.
 
-    x, other and sum [N, C, HW] or [N, HW, C]; z [N, ROWS, C]; aux [N, C]: first position of the maximum, or with EVEN how many attain it. A program
-    owns BLOCK_C channels and one of SPLITS ranges of positions of one image; the last program of an image adds the splits in order and runs the
-    excite.
+    x, other and sum [N, C, HW] or [N, HW, C]; b of BEFORE; z [N, ROWS, C]; aux [N, C]: first position of the maximum, or with EVEN how many attain
+    it. A program owns BLOCK_C channels and one of SPLITS ranges of positions of one image; the last program of an image adds the splits in order
+    and runs the excite.
     """
     squeeze_channels(
         tl.program_id(0), x_ptr, other_ptr, sum_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr,
-        w2_ptr, b2_ptr, C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, HAS_OTHER, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS,
-        HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+        w2_ptr, b2_ptr, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, HAS_OTHER, BEFORE,
+        AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R,
+        ACC,
     )  # fmt: skip
 
 

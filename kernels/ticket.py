@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .excite import arrive, excite_image_bwd, wait
 from .gate import combine_logits_grad, load_gates, output_cotangent, pools_cotangent
-from .pointwise import activation, image_offset, load_tile, own_range, tile_offsets
+from .pointwise import activation, activation_grad, chain, image_offset, load_tile, normalised, own_range, tile_offsets
 from .squeeze import squeeze_channels
 
 
@@ -28,29 +28,31 @@ def draw_ticket(counter_ptr, lag, blocks):
 
 @triton.jit
 def channel_gate_ticket_fwd_kernel(
-    x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, residual_ptr, y_ptr,
-    N, lag, C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
+    x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, bn_weight_ptr,
+    bn_bias_ptr, bn_mean_ptr, bn_var_ptr, residual_ptr, y_ptr, N, lag, C_V, HW_V, R, eps, K: tl.constexpr, ROWS: tl.constexpr,
+    VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, BEFORE: tl.constexpr,
     AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
     KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
     GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """logits_nc = excite(z_n), z_nkc = pool_k over p of x_ncp; y_ncp = a(x_ncp f(logits_nc) + residual_ncp).
+    """logits_nc = excite(z_n), z_nkc = pool_k over p of u_ncp; y_ncp = a(u_ncp f(logits_nc) + residual_ncp), u = b(norm(x)), b of BEFORE.
 
     Tensors as in channel_squeeze_fwd_kernel and gate_fwd_kernel; counter [2 N + 1]: arrivals of the squeeze, of the gate, and tickets. In either pass
     a program owns BLOCK_C channels and one of SPLITS ranges of positions of one image.
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
+    norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
     n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks)
     if first:
         if n < N:
             last = squeeze_channels(
                 n * blocks + block, x_ptr, x_ptr, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr,
-                w1_ptr, b1_ptr, w2_ptr, b2_ptr, C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, False, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN,
-                KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+                w1_ptr, b1_ptr, w2_ptr, b2_ptr, norm, C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, False, BEFORE, AVG_AT, MAX_AT, MIX_AT, LP_AT,
+                LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
             )  # fmt: skip
             if last:
                 arrive(counter_ptr + N + n, blocks + 1)  # with the logits stored
@@ -64,7 +66,8 @@ def channel_gate_ticket_fwd_kernel(
             p = p0 + tl.arange(0, BLOCK_P)[None, :]
             mask = (c[:, None] < C) & (p < HW)
             offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
-            y = load_tile(x_ptr + image, offsets, mask, ACC, True) * s[:, None]
+            x = load_tile(x_ptr + image, offsets, mask, ACC, True)
+            y = activation(normalised(x, norm, c, c < C, ACC)[0], BEFORE) * s[:, None]
             if HAS_RESIDUAL:
                 y += load_tile(residual_ptr + image, offsets, mask, ACC, True)
             y = activation(y, ACTIVATION).to(y_ptr.dtype.element_ty)
@@ -73,20 +76,23 @@ def channel_gate_ticket_fwd_kernel(
 
 @triton.jit
 def channel_gate_ticket_bwd_kernel(
-    g_ptr, x_ptr, residual_ptr, da_ptr, dx_ptr, logits_ptr, z_ptr, aux_ptr, hidden_ptr, w1_ptr, w2_ptr, part_ptr, counter_ptr, dlogits_ptr,
-    dhidden_ptr, dz_ptr, N, lag, C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr,
+    g_ptr, x_ptr, residual_ptr, da_ptr, dx_ptr, logits_ptr, z_ptr, aux_ptr, hidden_ptr, w1_ptr, w2_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
+    bn_var_ptr, part_ptr, counter_ptr, dlogits_ptr, dhidden_ptr, dz_ptr, N, lag, C_V, HW_V, R, eps, K: tl.constexpr, ROWS: tl.constexpr,
+    VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, BEFORE: tl.constexpr,
     AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
     KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     STORE_DA: tl.constexpr, NEED_X: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
     EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dlogits_nc = f'(logits_nc) sum over p of x_ncp da_ncp, from which dz through the excite; dx_ncp = da_ncp f(logits_nc) + sum over k of
-    dz_nkc dpool_k/dx_ncp, da_ncp = g_ncp a'(x_ncp f(logits_nc) + residual_ncp), stored with STORE_DA and then read instead of g.
+    """dlogits_nc = f'(logits_nc) sum over p of u_ncp da_ncp, u = b(norm(x)), from which dz through the excite; dx_ncp = norm'_c b'(norm(x_ncp))
+    (da_ncp f(logits_nc) + sum over k of dz_nkc dpool_k/du_ncp), da_ncp = g_ncp a'(u_ncp f(logits_nc) + residual_ncp), stored with STORE_DA and then
+    read instead of g.
 
     part [N, SPLITS, C]; dhidden [N, K, R]; dz [N, K, C]; counter and programs as forward. The second pass reads x with NEED_X alone.
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
+    norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
     n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks)
     zero, c, split, start, stop = own_range(block, C, HW, SPLITS, BLOCK_C, BLOCK_P)
@@ -100,10 +106,11 @@ def channel_gate_ticket_bwd_kernel(
                 mask = (c[:, None] < C) & (p < HW)
                 offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
                 x = load_tile(x_ptr + image, offsets, mask, ACC, not NEED_X)
+                u = activation(normalised(x, norm, c, c < C, ACC)[0], BEFORE)
                 da = output_cotangent(
-                    g_ptr, residual_ptr, da_ptr, image, offsets, mask, x, s[:, None], HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC, None, STORE_DA
+                    g_ptr, residual_ptr, da_ptr, image, offsets, mask, u, s[:, None], HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC, None, STORE_DA
                 )  # fmt: skip
-                total += tl.where(mask, x * da, 0.0)
+                total += tl.where(mask, u * da, 0.0)
             tl.store(part_ptr + (n.to(tl.int64) * SPLITS + split) * C + c, tl.sum(total, 1), mask=c < C)
             if arrive(counter_ptr + n, blocks):
                 combine_logits_grad(dlogits_ptr, logits_ptr, part_ptr, n, SPLITS, C, GATE, EXCITE_C, ACC)
@@ -126,12 +133,15 @@ def channel_gate_ticket_bwd_kernel(
             x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
             if NEED_X:
                 x = load_tile(x_ptr + image, offsets, mask, ACC, True)
+            x, scale = normalised(x, norm, c, c < C, ACC)
+            u = activation(x, BEFORE)
             if STORE_DA:
                 da = load_tile(da_ptr + image, offsets, mask, ACC, True)
             else:
                 da = output_cotangent(
-                    g_ptr, residual_ptr, g_ptr, image, offsets, mask, x, s[:, None], HAS_RESIDUAL, ACTIVATION, False, ACC, None, True
+                    g_ptr, residual_ptr, g_ptr, image, offsets, mask, u, s[:, None], HAS_RESIDUAL, ACTIVATION, False, ACC, None, True
                 )  # fmt: skip
             dx = da * s[:, None]
-            dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, x, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
+            dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, u, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
+            dx = chain(dx, activation_grad(x, BEFORE), BEFORE) * scale
             tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask, eviction_policy="evict_first")

@@ -14,6 +14,7 @@ from torch.nn.utils.spectral_norm import spectral_norm
 from torch.nn.utils.weight_norm import weight_norm
 
 from tritattn import nn as tn
+from tritattn.nn._base import ChannelGate
 
 C = 12
 
@@ -439,6 +440,26 @@ def test_residual_argument(name):
     plain = copy.deepcopy(module)
     plain.activation = "none"
     torch.testing.assert_close(module(x, r), activation(plain(x) + r))
+
+
+PRECEDED = [name for name in BLOCKS if isinstance(build(name), ChannelGate)]
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["fused", "hooked"])
+@pytest.mark.parametrize("name", PRECEDED)
+def test_what_stands_before_a_channel_gate(name, hooked):
+    module, norm, x = build(name), nn.BatchNorm2d(C).double().eval(), sample(4)
+    with torch.no_grad():
+        for t in (*norm.parameters(), norm.running_mean, norm.running_var):
+            t.uniform_(0.5, 1.5)
+    r = None if name.endswith("gate") else sample(4, ties=True)
+    expected = module(F.silu(norm(x)), r)
+    if hooked:
+        next(layer for layer in module.modules() if isinstance(layer, (nn.Conv1d, nn.Conv2d))).register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(module(x, r, "silu", norm), expected)
+    torch.testing.assert_close(module(x, r, before="silu", before_norm=norm.requires_grad_(False)), expected)
+    with pytest.raises(ValueError, match=r"^before: got 'tanh'"):
+        module(x, r, before="tanh")
 
 
 @pytest.mark.parametrize(

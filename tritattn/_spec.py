@@ -23,9 +23,10 @@ class Spec(NamedTuple):
     combine: str = "none"  # of channel and spatial gates: sum, max, product
     max_grad: str = "first"
     activation: str = "none"
-    eps: str = ""  # of a BatchNorm folded into the spatial convolution
+    eps: str = ""  # of a BatchNorm that is part of a pass
     out: str = ""  # dtype of the spatial logits, where not the accumulator's
     joint: str = ""  # f of a factor 1 + f(channel and spatial logits combined), whose own gates are none
+    before: str = "none"  # activation of the map that the channel gates take
 
 
 _READ: dict[type, Callable[[str], Any]] = {str: str, int: int, bool: lambda text: text == "True"}

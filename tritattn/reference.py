@@ -37,6 +37,14 @@ def _acc(t: Tensor | None, like: Tensor) -> Tensor | None:
     return None if t is None else t.to(accumulator(like.dtype))
 
 
+def prologue(x: Tensor, norm: Sequence[Tensor | None], before: str, eps: str) -> Tensor:
+    """b(norm(x)) in fp32 (fp64 for fp64 maps), norm = (weight, bias, mean, variance) of a BatchNorm; x itself where there is neither b nor norm."""
+    if norm[2] is not None:
+        weight, bias, mean, var = (_acc(t, x) for t in norm)
+        x = F.batch_norm(x.to(accumulator(x.dtype)), mean, var, weight, bias, training=False, eps=float(eps))
+    return x if before == "none" else HIDDEN[before](x.to(accumulator(x.dtype)))
+
+
 def _maximum(x: Tensor, dim: int, max_grad: str, keepdim: bool = False) -> Tensor:
     """Maximum over `dim`; its gradient goes to one index ("first", as max pooling) or is shared among ties ("even", as amax)."""
     return x.max(dim, keepdim=keepdim).values if max_grad == "first" else x.amax(dim, keepdim=keepdim)

@@ -113,12 +113,13 @@ def test_epilogue(name, launches):
 
 
 OPTIONS = {
-    "se": {"pool": "max", "hidden": "tanh", "max_grad": "last"},
-    "eca": {"padding": "reflect"},
-    "cse": {"hidden": "tanh"},
+    "se": {"pool": "max", "hidden": "tanh", "max_grad": "last", "before": "tanh"},
+    "ese": {"before": "tanh"},
+    "eca": {"padding": "reflect", "before": "tanh"},
+    "cse": {"hidden": "tanh", "before": "tanh"},
     "scse": {"combine": "mean", "hidden": "tanh"},
     "bam": {"combine": "max"},
-    "channel_attention": {"pools": ("avg", "median"), "hidden": "tanh", "max_grad": "last"},
+    "channel_attention": {"pools": ("avg", "median"), "hidden": "tanh", "max_grad": "last", "before": "tanh"},
     "spatial_attention": {"order": "mean", "max_grad": "last"},
     "cbam": {"order": "mean", "max_grad": "last", "spatial_gate": "softmax", "hidden": "tanh", "pools": ()},
     "ge": {"extent": 3, "hidden": "tanh", "max_grad": "last", "pool": "max"},
@@ -249,7 +250,11 @@ PARAMETERS = {
         lambda: ops.shuffle(X, torch.zeros(2, 1), HALF, HALF, HALF, groups=1),
     ],
     "norm_bias": [lambda: ops.shuffle(X, *(HALF,) * 5, groups=1), lambda: ops.shuffle(X, *(HALF,) * 5, torch.zeros(1), groups=1)],
-    "before_norm": [lambda norm=norm: ops.splat(X, *SPLAT, before_norm=norm) for norm in (torch.nn.BatchNorm2d(2), torch.relu)],
+    "before_norm": [
+        lambda call=call, norm=norm: call(before_norm=norm)
+        for norm in (torch.nn.BatchNorm2d(2), torch.relu, torch.nn.MaxPool2d(2), torch.nn.BatchNorm2d(4, affine=False, device="meta").eval())
+        for call in (*(CALLS[name] for name in ("se", "ese", "eca", "cse", "channel_attention")), lambda **more: ops.splat(X, *SPLAT, **more))
+    ],
     "w_h": [
         lambda: ops.coord(X, W1, B1, torch.zeros(4, 3), B2, W2, B2),
         lambda: ops.strip(X, torch.zeros(4, 1, 1, 3), None, COLUMNS),

@@ -90,8 +90,8 @@ def test_values(op, values):
         check(op, make(op, shape, values=values, residual=len(values) % 2 == 0, seed=2), "silu" if len(values) > 3 else "none")
 
 
-# every kind of excite, one or two pools, whose maximum's ties share its gradient, one split of the positions or several
-TICKETED = [BY_NAME[name] for name in ("se", "ese", "eca", "channel_attention", "se-even")]
+# every kind of excite, one or two pools, whose maximum's ties share its gradient, a norm and an activation before
+TICKETED = [BY_NAME[name] for name in ("se", "ese", "eca", "channel_attention", "se-even", "se-before")]
 
 
 IMAGE = (8, 6, 8)  # whose bytes are more than four times its weights

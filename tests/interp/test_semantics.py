@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import BY_NAME, MAIN, Op, check, eager, fused, make, run
 from eager_blocks import GATES
 from torch import nn
@@ -185,22 +186,41 @@ def test_reference_path(op):
 # -- selection --------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_batchnorm_before_split_attention_is_part_of_its_passes_in_eval(layout, launches, monkeypatch):
-    norm = nn.BatchNorm2d(6).eval()
+SPLAT = torch.randn(4, 3), None, torch.randn(6, 4), None
+MLP = torch.randn(4, 6), None, torch.randn(6, 4), None
+PRECEDED = {
+    "splat": (lambda x, **more: ops.splat(x, *SPLAT, **{"before": "none", **more}), ["select_squeeze_fwd_kernel", "select_gate_fwd_kernel"]),
+    "se": (lambda x, **more: ops.se(x, *MLP, **more), ["channel_squeeze_fwd_kernel", "linear_kernel", "linear_kernel", "gate_fwd_kernel"]),
+    "se-norm": (lambda x, **more: ops.se(x, *MLP, norm=nn.Identity(), **more), ["channel_squeeze_fwd_kernel", "gate_fwd_kernel"]),
+    "eca": (lambda x, **more: ops.eca(x, MLP[0][:1, None, :3], **more), ["channel_gate_ticket_fwd_kernel"]),
+}
+
+
+@pytest.mark.parametrize("affine", ["weight and bias", "weight", "nothing"])
+@pytest.mark.parametrize("name", PRECEDED)
+def test_batchnorm_in_eval_before_a_block_is_part_of_its_passes(name, affine, launches, monkeypatch):
+    call, kernels = PRECEDED[name]
+    norm = nn.BatchNorm2d(6, affine=affine != "nothing").eval()
+    if affine == "weight":
+        norm.bias = None
     with torch.no_grad():
-        for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        for t in (*norm.parameters(), norm.running_mean, norm.running_var):
             t.uniform_(0.5, 1.5)
-    x = torch.randn(2, 6, 3, 4).to(memory_format=layout)
-    layers = torch.randn(4, 3), None, torch.randn(6, 4), None
-    called = ops.splat(x, *layers, before_norm=norm)  # its parameters need gradients
-    assert called.requires_grad
+    x = torch.randn(2, 6, 3, 4).to(memory_format=(torch.contiguous_format, torch.channels_last)[len(affine) % 2]).requires_grad_()
+    expected = call(F.silu(norm(x)))
+    g = torch.randn_like(expected)
+    (dx,) = torch.autograd.grad(expected, x, g)
+    called = call(x, before="silu", before_norm=norm)  # its parameters need gradients
+    for t in norm.parameters():
+        assert torch.autograd.grad(called, t, g, retain_graph=True)[0].any()
     launches.clear()
     monkeypatch.delattr(nn.functional, "batch_norm")  # what calling it would call
     with torch.no_grad():
-        torch.testing.assert_close(ops.splat(x, *layers, before_norm=norm), called)
-    torch.testing.assert_close(ops.splat(x, *layers, before_norm=norm.requires_grad_(False)), called)
-    assert launches == 2 * ["select_squeeze_fwd_kernel", "select_gate_fwd_kernel"]
+        torch.testing.assert_close(call(x, before="silu", before_norm=norm), expected)
+    assert launches == kernels
+    y = call(x, before="silu", before_norm=norm.requires_grad_(False))
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], dx)
 
 
 def test_split_attention_of_many_slices():

@@ -108,6 +108,25 @@ def test_covariances_of_128_channels_take_one_read(layout):
     assert backward.moved.in_u(2 * x.numel())["total_u"] == pytest.approx(3)  # and x once more for its ReLU, and dx
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("site", [Site(1, 32, 16, 32, 4), Site(1, 64, 4, 4, 64)], ids=["one launch", "large weights"])
+def test_what_stands_before_a_channel_gate_takes_no_passes(site, layout):
+    """A BatchNorm in evaluation and a SiLU would read and write the map twice, as separate passes, before the 3 U forward."""
+    c, rd = site.c, site.rd
+    x = torch.randn(2, c, site.h, site.w, dtype=torch.bfloat16).to(memory_format=layout).requires_grad_()
+    layers = [torch.randn(size, dtype=torch.bfloat16) for size in ((rd, c), (rd,), (c, rd), (c,))]
+    norm = torch.nn.BatchNorm2d(c).eval().requires_grad_(False)
+    of_map = MapOrder(x.numel(), frozenset({c * rd}))
+    with for_batch(256):
+        with Counter(of_map) as forward, interpreted(forward):
+            y = ops.se(x, *layers, before="silu", before_norm=norm)
+        g = torch.ones_like(y)
+        with Counter(of_map) as backward, interpreted(backward):
+            torch.autograd.grad(y, x, g)
+    assert forward.moved.in_u(2 * x.numel())["total_u"] == 3
+    assert backward.moved.in_u(2 * x.numel())["total_u"] == 5  # x and g for the gate's gradient, again for dx
+
+
 def test_large_weights_are_read_once_per_batch():
     case = make_case("se", "bf16", "contiguous", 2, Site(1, 64, 4, 4, 64))
     moved = count(case, 256)

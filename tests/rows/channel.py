@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from eager_blocks import channel_gate, conv_gate, over, pooled
+from eager_blocks import HIDDEN, channel_gate, conv_gate, over, pooled
 from torch import Tensor, nn
 
 from tritattn import ops
@@ -66,6 +66,20 @@ def _ecam(name: str) -> Op:
     return Op(name, shapes, call, eager, ("w1",), ("channel_relay", "channel_relay_gate"), (3, 4, 5), main=True)
 
 
+def _preceded(op: Op, before: str, norm: bool = True) -> Op:
+    """The row on b(norm(x)); norm: a BatchNorm in evaluation without parameters, whose gradients would keep it out of the passes."""
+
+    def call(x: Tensor, p: Params, **epilogue: Any) -> Tensor:
+        return op.call(x, p, before=before, before_norm=p.get("before_norm"), **epilogue)
+
+    def eager(x: Tensor, p: Params) -> Tensor:
+        return op.eager(HIDDEN[before](p["before_norm"](x) if norm else x), p)
+
+    shapes = join(op.shapes, lambda s: {"before_norm": lambda: nn.BatchNorm2d(s[1], affine=False).eval()} if norm else {})
+    ranks = (4,) if norm else op.ranks
+    return replace(op, name=f"{op.name}-before", shapes=shapes, call=call, eager=eager, ranks=ranks, main=False)
+
+
 POOLS = ("avg", "max", "lp", "lse")
 OPS = [
     _channel("se", "se", mlp(), {}, {}, main=True),
@@ -101,3 +115,10 @@ OPS = [
     statistics("channel_statistics-even", lambda x: ops.channel_statistics(x, ["avg_max"], max_grad="even"),
                 lambda x: pooled(x, "avg_max", "even")[:, None], "channel_squeeze", (3, 4, 5)),
 ]  # fmt: skip
+_ROWS = {op.name: op for op in OPS}
+OPS += [
+    _preceded(_channel("se", "se", mlp(False), {"hidden": "silu"}, {"hidden": "silu"}), "silu"),
+    _preceded(_ROWS["eca-mlp"], "gelu"),
+    _preceded(_ROWS["channel_attention-pools"], "relu", norm=False),
+    _preceded(_ROWS["channel_attention-gate"], "hardswish"),
+]

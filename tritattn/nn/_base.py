@@ -174,11 +174,16 @@ class Block(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None and self.residual:
             residual = x
+        layers = self.plain_layers()
+        return self.composed(x, residual) if layers is None else self.fused(x, *layers, residual=residual, **self.settings())
+
+    def plain_layers(self) -> list[Any] | None:
+        """What `fused` takes; None where a layer has to be called as a module."""
         layers = [sublayer(self, path) for path in self.layers]
         for path, layer in zip(self.layers, layers, strict=True):
             if path not in self.called and obstacle(layer) is not None:
-                return self.composed(x, residual)
-        return self.fused(x, *layers, residual=residual, **self.settings())
+                return None
+        return layers
 
     def extra_repr(self) -> str:
         shown = {**self.settings(), "residual": self.residual}
@@ -193,6 +198,25 @@ class Block(nn.Module):
         error_msgs = rest[-1]
         translate(self, state_dict, prefix, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class ChannelGate(Block):
+    """A block whose passes can take in what a network has between a convolution and the block: with `before` and `before_norm` the result is that
+    for b(before_norm(x)) instead of x.
+
+    b: none, relu, relu6, leaky_relu, silu, hardswish, gelu. before_norm: a module that returns x's shape; a BatchNorm in evaluation is part of the
+    passes as long as its parameters need no gradient, every other is called. It is the network's and stays there: `block(conv(x), residual,
+    before="silu", before_norm=bn)` for block(silu(bn(conv(x))), residual). With `residual=True` x itself is added, not what b makes of it.
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, before: str = "none", before_norm: nn.Module | None = None) -> Tensor:
+        if residual is None and self.residual:
+            residual = x
+        layers = self.plain_layers()
+        if layers is not None:
+            return self.fused(x, *layers, residual=residual, before=before, before_norm=before_norm, **self.settings())
+        one_of("before", before, reference.HIDDEN)
+        return self.composed(reference.HIDDEN[before](x if before_norm is None else before_norm(x)), residual)
 
 
 def not_scriptable(module: nn.Module) -> NoReturn:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from .. import ops, reference
 from ..ops.channel import pool_names
-from ._base import Block, bottleneck, bottleneck_options, odd, one_of, pointwise, positive, reduced, weights
+from ._base import Block, ChannelGate, bottleneck, bottleneck_options, odd, one_of, pointwise, positive, reduced, weights
 
 ORDERS = {"mean_max": ("mean", "max"), "max_mean": ("max", "mean"), "mix": ("mix",)}
 
 
-class ChannelAttention(Block):
+class ChannelAttention(ChannelGate):
     """The channel half of CBAM: a gate per channel from several statistics through one shared bottleneck.
 
         y = x * f(sum_p (W2 h(W1 p(x) + b1) + b2)),    p over `pools`
@@ -33,7 +33,7 @@ class ChannelAttention(Block):
         gate: f: sigmoid, hard_sigmoid, relu, none.
         max_grad: gradient of the maximum: "first" (to one index, as max pooling) or "even" (shared among ties, as amax).
         apply: False to return the gate instead of the gated map.
-        residual, activation: see `Block`.
+        residual, activation: see `Block`; what may come before: see `ChannelGate`.
 
     Woo et al., CBAM, https://arxiv.org/abs/1807.06521
     """

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops, reference
-from ._base import Block, given, odd, one_of, over_channels, positive, weights
+from ._base import ChannelGate, given, odd, one_of, over_channels, positive, weights
 
 
 def kernel_size_for(channels: int, gamma: float = 2, beta: float = 1, rule: str = "authors") -> int:
@@ -23,7 +23,7 @@ def kernel_size_for(channels: int, gamma: float = 2, beta: float = 1, rule: str 
     return max(t if t % 2 else t + 1, 3 if rule == "timm" else 1)
 
 
-class ECA(Block):
+class ECA(ChannelGate):
     """Efficient channel attention: a gate per channel from the means of k neighbouring channels.
 
         y_c = x_c * f(sum_j w_j z_{c + j - (k - 1) / 2} + b),    z_c = mean of x_c over all positions
@@ -40,7 +40,7 @@ class ECA(Block):
         hidden_channels: R, or None for the paper's single convolution.
         act: h: relu (default), none, relu6, leaky_relu, silu, hardswish, gelu.
         gate: f: sigmoid, hard_sigmoid, relu, none.
-        residual, activation: see `Block`.
+        residual, activation: see `Block`; what may come before: see `ChannelGate`.
 
     Wang et al., ECA-Net, https://arxiv.org/abs/1910.03151
     """

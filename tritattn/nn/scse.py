@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
-from ._base import Block, bottleneck, bottleneck_options, one_of, pointwise, positive, reduced, weights
+from ._base import Block, ChannelGate, bottleneck, bottleneck_options, one_of, pointwise, positive, reduced, weights
 
 
-class ChannelSE(Block):
+class ChannelSE(ChannelGate):
     """cSE, the channel half of scSE: squeeze-and-excitation with a reduction by 2.
 
         y = x * f(W2 h(W1 z + b1) + b2),    z_c = mean of x_c over all positions
@@ -26,7 +26,7 @@ class ChannelSE(Block):
         bias: of both layers.
         act: h, between the layers: relu (default), none, relu6, leaky_relu, silu, hardswish, gelu.
         gate: f: sigmoid, hard_sigmoid, relu, none.
-        residual, activation: see `Block`.
+        residual, activation: see `Block`; what may come before: see `ChannelGate`.
 
     Roy et al., Concurrent Spatial and Channel Squeeze & Excitation, https://arxiv.org/abs/1803.02579
     """

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import ops, reference
-from ._base import Block, bottleneck, bottleneck_options, one_of, pointwise, positive, reduced, weights
+from ._base import ChannelGate, bottleneck, bottleneck_options, one_of, pointwise, positive, reduced, weights
 
 
-class SqueezeExcite(Block):
+class SqueezeExcite(ChannelGate):
     """Squeeze-and-excitation: a gate per channel from the channel means, through a bottleneck.
 
         y = x * f(W2 h(norm(W1 z + b1)) + b2),    z_c = mean of x_c over all positions
@@ -28,7 +28,7 @@ class SqueezeExcite(Block):
         act: h, between the layers: none, relu, relu6, leaky_relu, silu, hardswish, gelu.
         gate: f: sigmoid, hard_sigmoid, relu, none.
         max_grad: gradient of the maximum: "first" (to one index, as max pooling) or "even" (shared among ties, as amax).
-        residual, activation: see `Block`.
+        residual, activation: see `Block`; what may come before: see `ChannelGate`.
 
     Hu et al., Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
     """
@@ -86,7 +86,7 @@ class SqueezeExcite(Block):
         return reference.GATES[self.gate](bottleneck(z, x, self.fc1, self.fc2, self.act, self.bn))
 
 
-class EffectiveSqueezeExcite(Block):
+class EffectiveSqueezeExcite(ChannelGate):
     """Effective squeeze-and-excitation: one layer of full width instead of the bottleneck.
 
         y = x * f(W z + b),    z_c = mean of x_c over all positions
@@ -97,7 +97,7 @@ class EffectiveSqueezeExcite(Block):
         channels: C.
         bias: of the layer.
         gate: f: hard_sigmoid (default), sigmoid, relu, none.
-        residual, activation: see `Block`.
+        residual, activation: see `Block`; what may come before: see `ChannelGate`.
 
     Lee & Park, CenterMask, https://arxiv.org/abs/1911.06667
     """

@@ -67,7 +67,7 @@ def _arguments(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec
     return dict(
         x_ptr=m.x, z_ptr=out.z, aux_ptr=out.aux, part_ptr=m.small(m.n, splits, 4, m.c) if splits > 1 else None,
         part_aux_ptr=m.small(m.n, splits, m.c, dtype=torch.int32) if splits > 1 else None, hidden_ptr=out.hidden, logits_ptr=out.logits,
-        b1_ptr=b1, b2_ptr=b2, HAS_B1=b1 is not None, HAS_B2=b2 is not None, SPLITS=splits, **m.args, **config.args,
+        b1_ptr=b1, b2_ptr=b2, HAS_B1=b1 is not None, HAS_B2=b2 is not None, SPLITS=splits, **m.args, **m.prologue, **config.args,
         **_network(m, w1, w2, spec if inside else spec._replace(kind="none")),
     )  # fmt: skip
 
@@ -118,8 +118,9 @@ def gated_backward(
     kernels().channel_gate_ticket_bwd_kernel[grid](
         **_network(m, w1, w2, spec), **args, **cotangent.args(), x_ptr=m.x, da_ptr=cotangent.da, dx_ptr=dx, logits_ptr=saved.logits, z_ptr=saved.z,
         aux_ptr=saved.aux, hidden_ptr=saved.hidden, part_ptr=m.small(m.n, config.splits, m.c), dlogits_ptr=dlogits, dhidden_ptr=dhidden, dz_ptr=dz,
-        GATE=spec.gate, STORE_DA=cotangent.da is not None, NEED_X=reads_map(cotangent.activation if cotangent.da is None else "none", spec),
-        **m.args, **config.args, SPLITS=config.splits,
+        GATE=spec.gate, STORE_DA=cotangent.da is not None,
+        NEED_X=m.before != "none" or reads_map(cotangent.activation if cotangent.da is None else "none", spec),
+        **m.args, **m.prologue, **config.args, SPLITS=config.splits,
     )  # fmt: skip
     cotangent.stored()
     return [m.output(dx), *backward(m, dlogits, params, saved, spec, needs[1:], False, dhidden)[1]]

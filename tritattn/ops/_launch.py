@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -39,11 +41,18 @@ def _channels_last(x: Tensor) -> bool | None:
     return True if x.movedim(1, -1).is_contiguous() else None
 
 
+NORM = ("bn_weight", "bn_bias", "bn_mean", "bn_var")
+Norm = Sequence[Tensor | None]  # these four
+NO_NORM = (None,) * len(NORM)
+
+
 class Map:
     """A feature map as the kernels see it: [n, c, hw], dense, channels first or last. With `slices`, c is the channels of one of so many slices of
-    them, and `empty`, `same` and `output` are about maps of that size."""
+    them, and `empty`, `same` and `output` are about maps of that size.
 
-    def __init__(self, x: Tensor, slices: int = 1):
+    prologue: what kernels that compute with u = b(norm(x)) take, b = `before` and norm a BatchNorm with its running statistics."""
+
+    def __init__(self, x: Tensor, slices: int = 1, norm: Norm = NO_NORM, before: str = "none", eps: str = ""):
         layout = _channels_last(x)
         self.original = x
         if layout is None:
@@ -52,7 +61,7 @@ class Map:
             if layout is None:
                 x, layout = x.contiguous(), False
         self.x, self.channels_last = x, layout
-        self.slices = slices
+        self.slices, self.before = slices, before
         self.n, self.c = x.shape[0], x.shape[1] // slices
         self.hw = math.prod(x.shape[2:])
         self.acc = accumulator(x.dtype)
@@ -68,9 +77,15 @@ class Map:
             LARGE=x.shape[1] * self.hw >= 2**31,
             ACC=self.acc_tl,
         )
+        self.prologue = dict(
+            zip((f"{name}_ptr" for name in NORM), (matrix(t) for t in norm), strict=True),
+            eps=float(eps or 0),
+            BEFORE=before,
+        )
 
     def config(self, role: str, maps: int = 1, row: int = 0) -> tuning.Config:
-        return tuning.choose(role, self.n, self.c, self.hw, self.x.element_size(), self.channels_last, self.x.device, maps, row)
+        config = tuning.choose(role, self.n, self.c, self.hw, self.x.element_size(), self.channels_last, self.x.device, maps, row)
+        return _preceded(config) if self.before != "none" or self.prologue["bn_mean_ptr"] is not None else config
 
     def same(self, t: Tensor | None) -> Tensor | None:
         """t in this map's layout; a copy only where it has another one."""
@@ -93,6 +108,13 @@ class Map:
 
     def small(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.x.new_empty(shape, dtype=dtype or self.acc)
+
+
+@lru_cache(maxsize=1024)
+def _preceded(config: tuning.Config) -> tuning.Config:
+    """A norm and an activation before the block take registers of their own: where there is a limit, one that leaves two programs of 8 warps to a
+    multiprocessor."""
+    return replace(config, maxnreg=128) if config.maxnreg else config
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}
@@ -161,14 +183,14 @@ def gates(spec: Spec) -> dict[str, str]:
 def gate_forward(
     m: Map, logits: Tensor | None, spatial: Tensor | None, residual: Tensor | None, spec: Spec, shift: Tensor | None = None
 ) -> Tensor:
-    """y = a(x gates + shift + residual), gates of the logits and the spatial logits."""
+    """y = a(u gates + shift + residual), u the map after its prologue, gates of the logits and the spatial logits."""
     y = m.empty()
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
     kernels().gate_fwd_kernel[(programs,)](
-        m.x, logits, spatial, shift, m.same(residual), y, **m.args, **gates(spec), HAS_CHANNEL=logits is not None,
-        HAS_SPATIAL=spatial is not None, HAS_SHIFT=shift is not None, HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
-        **config.args,
+        x_ptr=m.x, logits_ptr=logits, spatial_ptr=spatial, shift_ptr=shift, residual_ptr=m.same(residual), y_ptr=y, **m.args, **m.prologue,
+        **gates(spec), HAS_CHANNEL=logits is not None, HAS_SPATIAL=spatial is not None, HAS_SHIFT=shift is not None,
+        HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation, **config.args,
     )  # fmt: skip
     return m.output(y)
 
@@ -220,8 +242,8 @@ def gate_backward_channel(
     da = cotangent.da if cotangent else None
     kernels().gate_bwd_channel_kernel[(m.n * blocks_c * splits,)](
         x_ptr=m.x, logits_ptr=logits, stats_ptr=stats, dstats_ptr=dstats, saux_ptr=saux, extra_ptr=extra, part_ptr=part,
-        counter_ptr=counters(m.x, m.n * blocks_c) if splits > 1 else None, da_ptr=da, dx_ptr=dx, dlogits_ptr=dlogits, **m.args, **args,
-        SPLITS=splits, GATE=spec.gate, STORE_DA=da is not None, STORE_DX=dx is not None, HAS_STATS=spatial is not None,
+        counter_ptr=counters(m.x, m.n * blocks_c) if splits > 1 else None, da_ptr=da, dx_ptr=dx, dlogits_ptr=dlogits, **m.args,
+        **m.prologue, **args, SPLITS=splits, GATE=spec.gate, STORE_DA=da is not None, STORE_DX=dx is not None, HAS_STATS=spatial is not None,
         EVEN=spec.max_grad == "even", HAS_EXTRA=extra is not None, **config.args,
     )  # fmt: skip
     return dlogits
@@ -248,10 +270,10 @@ def gate_backward_column(
 def gate_backward_input(
     m: Map, spec: Spec, *, cotangent: Cotangent | None = None, logits: Tensor | None = None, spatial: Tensor | None = None,
     statistics: tuple[Tensor, Tensor, Tensor] | None = None, pooled: tuple[Tensor, Tensor, Tensor | None] | None = None,
-    pixel: tuple[Tensor, Tensor] | None = None, through: Tensor | None = None, before: str = "none",
+    pixel: tuple[Tensor, Tensor] | None = None, through: Tensor | None = None, of: str = "none",
 ) -> Tensor:  # fmt: skip
     """dx, written once, from the gate (cotangent), the spatial statistics (stats, dstats, aux), the channel statistics (z, dz, aux), a 1x1
-    convolution to one channel (w, dq) and what comes through other layers on the map, or on what the activation `before` makes of it."""
+    convolution to one channel (w, dq) and what comes through other layers on the map, or on what the activation `of` makes of it."""
     dx = m.empty()
     config = m.config("tile")
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
@@ -262,12 +284,12 @@ def gate_backward_input(
     even = spec.max_grad == "even"
     rows = pool_rows(spec.pools) if pooled else NO_POOLS
     need_x = spec.combine == "max" or (even and statistics is not None) or reads_map(str(args["ACTIVATION"]), spec if pooled else Spec())
-    need_x |= through is not None and before != "none"
+    need_x |= m.before != "none" or (through is not None and of != "none")
     kernels().gate_bwd_input_kernel[(programs,)](
         x_ptr=m.x, logits_ptr=logits, spatial_ptr=spatial, stats_ptr=stats, dstats_ptr=dstats, saux_ptr=saux, z_ptr=z, dz_ptr=dz, aux_ptr=aux,
-        w_ptr=w, dpixel_ptr=dq, through_ptr=m.same(through), dx_ptr=dx, **m.args, **args, **rows,
+        w_ptr=w, dpixel_ptr=dq, through_ptr=m.same(through), dx_ptr=dx, **m.args, **m.prologue, **args, **rows,
         K=dz.shape[1] if dz is not None else 1, ROWS=z.shape[1] if z is not None else 1, **gates(spec), HAS_CHANNEL=logits is not None,
-        HAS_SPATIAL=spatial is not None, HAS_THROUGH=through is not None, BEFORE=before, HAS_G=cotangent is not None,
+        HAS_SPATIAL=spatial is not None, THROUGH="" if through is None else of, HAS_G=cotangent is not None,
         NEED_X=need_x, HAS_STATS=statistics is not None, SPATIAL_EVEN=even, EVEN=even, HAS_PIXEL=pixel is not None,
         **config.args,
     )  # fmt: skip

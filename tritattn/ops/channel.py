@@ -13,46 +13,58 @@ from .._library import Family, _without_autocast
 from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
 from . import _checks, _excite
-from ._launch import Cotangent, Map, gate_backward_channel, gate_backward_input, gate_forward
+from ._launch import NO_NORM, NORM, Cotangent, Map, Norm, gate_backward_channel, gate_backward_input, gate_forward
+from ._prologue import prepared
 from .gate import gate_family
 
 # -- the gated map ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _fake(x, w1, b1, w2, b2, residual, spec: Spec) -> tuple[Tensor, ...]:
-    return (torch.empty_like(x), *_excite.fake(x, w1, spec))
+# Inputs of every family: the map, the excite's parameters where it is fused, and the norm of the prologue, whose parameters get no gradient.
+_NORM = tuple(f"{name}?" for name in NORM)
 
 
-def _launch(x, w1, b1, w2, b2, residual, spec: Spec) -> tuple[Tensor, ...]:
-    y, excited = _excite.gated(Map(x), (w1, b1, w2, b2), residual, spec)
+def _map(x, norm: Norm, spec: Spec) -> Map:
+    return Map(x, norm=norm, before=spec.before, eps=spec.eps)
+
+
+def _fake(x, w1, *rest) -> tuple[Tensor, ...]:
+    return (torch.empty_like(x), *_excite.fake(x, w1, rest[-1]))
+
+
+def _launch(x, w1, b1, w2, b2, *rest) -> tuple[Tensor, ...]:
+    *norm, residual, spec = rest
+    y, excited = _excite.gated(_map(x, norm, spec), (w1, b1, w2, b2), residual, spec)
     return (y, *excited)
 
 
 def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     (g,) = grads
-    x, *params, residual = inputs
-    m = Map(x)
+    x, params, norm, residual = inputs[0], inputs[1:5], inputs[5:9], inputs[9]
+    m = _map(x, norm, spec)
     excited = _excite.Excited(*saved)
     cotangent = Cotangent(m, g, residual, spec)
-    found: list[Tensor | None] = [None] * 6
+    found: list[Tensor | None] = [None] * 10
     if any(needs[:5]):
-        found[:5] = _excite.gated_backward(m, cotangent, params, excited, spec, needs)
-    elif needs[5]:
+        found[:5] = _excite.gated_backward(m, cotangent, params, excited, spec, needs[:5])
+    elif needs[9]:
         gate_backward_channel(m, excited.logits, spec, cotangent=cotangent)
         cotangent.stored()
-    if needs[5]:
-        found[5] = cotangent.residual_grad(m, g, residual)
+    if needs[9]:
+        found[9] = cotangent.residual_grad(m, g, residual)
     return found
 
 
-def _reference(x, w1, b1, w2, b2, residual, spec: Spec) -> tuple[Tensor, ...]:
-    logits = reference.broadcast_channels(_excite.plain(x, w1, b1, w2, b2, spec), x)
-    return (reference.gate(x, logits, gate=spec.gate, residual=residual, activation=spec.activation),)
+def _reference(x, w1, b1, w2, b2, *rest) -> tuple[Tensor, ...]:
+    *norm, residual, spec = rest
+    u = reference.prologue(x, norm, spec.before, spec.eps)
+    logits = reference.broadcast_channels(_excite.plain(u, w1, b1, w2, b2, spec), u)
+    return (reference.gate(u, logits, gate=spec.gate, residual=residual, activation=spec.activation).to(x.dtype),)
 
 
 channel_gate = Family(
     "channel_gate",
-    inputs=("x", *_excite.NAMES, "residual?"),
+    inputs=("x", *_excite.NAMES, *_NORM, "residual?"),
     outputs=("y", *_excite.RESULTS),
     differentiable=1,
     saved=_excite.RESULTS,
@@ -66,7 +78,8 @@ channel_gate = Family(
 # -- the logits alone ------------------------------------------------------------------------------------------------------------------------
 
 
-def _squeeze_fake(x, w1, b1, w2, b2, spec: Spec) -> tuple[Tensor, ...]:
+def _squeeze_fake(x, w1, *rest) -> tuple[Tensor, ...]:
+    spec = rest[-1]
     excited = _excite.fake(x, w1, spec)
     return (_squeeze_result(excited, spec).clone(memory_format=torch.contiguous_format), *excited)
 
@@ -75,31 +88,37 @@ def _squeeze_result(excited: _excite.Excited, spec: Spec) -> Tensor:
     return excited.z[:, : spec.pools.count("+") + 1] if spec.kind == "none" else excited.logits
 
 
-def _squeeze_launch(x, w1, b1, w2, b2, spec: Spec) -> tuple[Tensor, ...]:
-    excited = _excite.forward(Map(x), w1, b1, w2, b2, spec)
+def _squeeze_launch(x, w1, b1, w2, b2, *rest) -> tuple[Tensor, ...]:
+    *norm, spec = rest
+    excited = _excite.forward(_map(x, norm, spec), w1, b1, w2, b2, spec)
     # an op may not return one tensor twice
     return (_squeeze_result(excited, spec).clone(memory_format=torch.contiguous_format), *excited)
 
 
 def _squeeze_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     (dlogits,) = grads
-    x, *params = inputs
-    m = Map(x)
+    params = inputs[1:5]
+    m = _map(inputs[0], inputs[5:], spec)
     excited = _excite.Excited(*saved)
     dlogits = dlogits.contiguous()
-    found: list[Tensor | None] = [None] * 5
+    found: list[Tensor | None] = [None] * 9
     dz: Tensor | None = dlogits
     if spec.kind != "none":
-        dz, found[1:] = _excite.backward(m, dlogits, params, excited, spec, needs[1:], needs[0])
+        dz, found[1:5] = _excite.backward(m, dlogits, params, excited, spec, needs[1:5], needs[0])
     if needs[0]:
         assert dz is not None
         found[0] = gate_backward_input(m, spec, pooled=(excited.z, dz, excited.aux))
     return found
 
 
+def _squeeze_reference(x, w1, b1, w2, b2, *rest) -> tuple[Tensor, ...]:
+    *norm, spec = rest
+    return (_excite.plain(reference.prologue(x, norm, spec.before, spec.eps), w1, b1, w2, b2, spec),)
+
+
 channel_squeeze = Family(
     "channel_squeeze",
-    inputs=("x", *_excite.NAMES),
+    inputs=("x", *_excite.NAMES, *_NORM),
     outputs=("result", *_excite.RESULTS),
     differentiable=1,
     saved=_excite.RESULTS,
@@ -107,13 +126,14 @@ channel_squeeze = Family(
     fake=_squeeze_fake,
     launch=_squeeze_launch,
     backward=_squeeze_backward,
-    reference=lambda x, w1, b1, w2, b2, spec: (_excite.plain(x, w1, b1, w2, b2, spec),),
+    reference=_squeeze_reference,
 )
 
 # -- the statistics, and their gate, with torch modules between ------------------------------------------------------------------------------
 
 
-def _relay_fake(x, spec: Spec) -> tuple[Tensor, ...]:
+def _relay_fake(x, *rest) -> tuple[Tensor, ...]:
+    spec = rest[-1]
     _, z, _, aux = _excite.fake(x, None, spec)
     result = z.new_empty((z.shape[0], spec.pools.count("+") + 1, z.shape[2]))
     return result, *_relay_slots(x, z), z, aux
@@ -123,39 +143,61 @@ def _relay_slots(x: Tensor, z: Tensor) -> tuple[Tensor, ...]:
     return RelaySqueeze.slot(x), RelaySqueeze.slot(z.select(1, 0)), RelaySqueeze.slot(x.narrow(1, 0, 1), z.dtype), RelaySqueeze.slot(x)
 
 
-def _relay_launch(x, spec: Spec) -> tuple[Tensor, ...]:
-    excited = _excite.forward(Map(x), None, None, None, None, spec)
+def _relay_launch(x, *rest) -> tuple[Tensor, ...]:
+    *norm, spec = rest
+    excited = _excite.forward(_map(x, norm, spec), None, None, None, None, spec)
     return _squeeze_result(excited, spec).clone(), *_relay_slots(x, excited.z), excited.z, excited.aux
 
 
 def _relay_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     dz, da, logits, spatial, through = grads
     z, aux = saved
-    m = Map(inputs[0])
+    m = _map(inputs[0], inputs[1:], spec)
     pooled = None if dz is None else (z, dz.contiguous(), aux)
     cotangent = None if da is None else Cotangent(m, da, None, Spec())
     logits, spatial = (None if t is None else t.contiguous() for t in (logits, spatial))
-    return [gate_backward_input(m, spec, cotangent=cotangent, logits=logits, spatial=spatial, pooled=pooled, through=through)]
+    dx = gate_backward_input(m, spec, cotangent=cotangent, logits=logits, spatial=spatial, pooled=pooled, through=through)
+    return [dx, *NO_NORM]
+
+
+def _relay_reference(x, *rest) -> tuple[Tensor, ...]:
+    *norm, spec = rest
+    return (_excite.plain(reference.prologue(x, norm, spec.before, spec.eps), None, None, None, None, spec),)
+
+
+def _relay_share(da: Tensor, inputs: Sequence[Tensor | None], logits: Tensor, spatial: Tensor | None, spec: Spec) -> Sequence[Tensor | None]:
+    x, *norm = inputs
+    u, vjp = torch.func.vjp(lambda x: reference.prologue(x, norm, spec.before, spec.eps), x)  # type: ignore[misc]
+    (du,) = gate_family.reference(da.to(u.dtype), logits, spatial, None, None, spec._replace(activation="none"))
+    return vjp(du)
+
+
+def _relay_gate_launch(x, *rest) -> tuple[Tensor, ...]:
+    *norm, logits, residual, _, _, spec = rest
+    return (gate_forward(_map(x, norm, spec), logits.contiguous(), None, residual, spec),)
 
 
 def _relay_gate_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     """da and the gradient of the logits."""
-    x, logits, residual, *_ = inputs
-    m = Map(x)
+    x, *norm, logits, residual, _, _ = inputs
+    m = _map(x, norm, spec)
     cotangent = Cotangent(m, grads[0], residual, spec)
     if needs[0]:
         cotangent.da = m.empty()
     dlogits = gate_backward_channel(m, logits.contiguous(), spec, cotangent=cotangent, dtype=logits.dtype)
-    return None if cotangent.da is None else m.output(cotangent.da), dlogits, None, None, None
+    return None if cotangent.da is None else m.output(cotangent.da), *NO_NORM, dlogits, None, None, None
 
 
-def _relay_gate_reference(x, logits, residual, map_slot, logits_slot, spec: Spec) -> tuple[Tensor, ...]:
-    return (reference.gate(x, reference.broadcast_channels(logits, x), gate=spec.gate, residual=residual, activation=spec.activation),)
+def _relay_gate_reference(x, *rest) -> tuple[Tensor, ...]:
+    *norm, logits, residual, _, _, spec = rest
+    u = reference.prologue(x, norm, spec.before, spec.eps)
+    logits = reference.broadcast_channels(logits, u)
+    return (reference.gate(u, logits, gate=spec.gate, residual=residual, activation=spec.activation).to(x.dtype),)
 
 
 channel_relay = RelaySqueeze(
     "channel_relay",
-    inputs=("x",),
+    inputs=("x", *_NORM),
     outputs=("result", "map_slot", "logits_slot", "spatial_slot", "through_slot", "z", "aux"),
     differentiable=5,
     saved=("z", "aux"),
@@ -163,30 +205,30 @@ channel_relay = RelaySqueeze(
     fake=_relay_fake,
     launch=_relay_launch,
     backward=_relay_backward,
-    reference=lambda x, spec: (_excite.plain(x, None, None, None, None, spec),),
-    share=lambda da, inputs, logits, spatial, spec: gate_family.reference(da, logits, spatial, None, None, spec._replace(activation="none")),
+    reference=_relay_reference,
+    share=_relay_share,
 )
 channel_relay_gate = RelayGate(
     "channel_relay_gate",
-    inputs=("x", "logits", "residual?", "map_slot?", "logits_slot?"),
+    inputs=("x", *_NORM, "logits", "residual?", "map_slot?", "logits_slot?"),
     outputs=("y",),
     differentiable=1,
     saved=(),
     batched=("x", "logits", "residual", "map_slot", "logits_slot"),
-    fake=lambda x, logits, residual, map_slot, logits_slot, spec: (torch.empty_like(x),),
-    launch=lambda x, logits, residual, map_slot, logits_slot, spec: (gate_forward(Map(x), logits.contiguous(), None, residual, spec),),
+    fake=lambda x, *rest: (torch.empty_like(x),),
+    launch=_relay_gate_launch,
     backward=_relay_gate_backward,
     reference=_relay_gate_reference,
 )
 
 
-def attend(x: Tensor, excite: Callable[[Tensor], Tensor], residual: Tensor | None, spec: Spec) -> Tensor:
-    """y = a(x * f(excite(z)) + residual): torch modules between the statistics z [N, K, C] and the logits [N, C], and dx still written once."""
-    z, *slots = channel_relay(x, spec=spec)
+def attend(x: Tensor, excite: Callable[[Tensor], Tensor], residual: Tensor | None, spec: Spec, norm: Norm = NO_NORM) -> Tensor:
+    """y = a(u * f(excite(z)) + residual): torch modules between the statistics z [N, K, C] and the logits [N, C], and dx still written once."""
+    z, *slots = channel_relay(x, *norm, spec=spec)
     logits = excite(z)
     if not slots:  # the squeeze took the reference
-        return _relay_gate_reference(x, logits, residual, None, None, spec)[0]
-    return channel_relay_gate(x, logits, residual, *slots[:2], spec=spec)
+        return _relay_gate_reference(x, *norm, logits, residual, None, None, spec)[0]
+    return channel_relay_gate(x, *norm, logits, residual, *slots[:2], spec=spec)
 
 
 # -- public functions ------------------------------------------------------------------------------------------------------------------------
@@ -236,9 +278,11 @@ def pool_names(pools: Sequence[str]) -> str:
 
 def se(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, *, norm: torch.nn.Module | None = None, pool: str = "avg",
-    hidden: str = "relu", gate: str = "sigmoid", max_grad: str = "first", residual: Tensor | None = None, activation: str = "none",
+    hidden: str = "relu", gate: str = "sigmoid", max_grad: str = "first", before: str = "none", before_norm: torch.nn.Module | None = None,
+    residual: Tensor | None = None, activation: str = "none",
 ) -> Tensor:  # fmt: skip
-    """Squeeze-and-Excitation (Hu et al., 2018, arXiv:1709.01507): y = a(x * f(w2 h(norm(w1 z + b1)) + b2) + residual), z = pool(x).
+    """Squeeze-and-Excitation (Hu et al., 2018, arXiv:1709.01507): y = a(u * f(w2 h(norm(w1 z + b1)) + b2) + residual), z = pool(u),
+    u = b(before_norm(x)).
 
     Args:
         x: [N, C, *spatial] with one to three spatial dimensions; float32, float16, bfloat16 or float64.
@@ -248,6 +292,9 @@ def se(
         hidden: h, one of none, relu, relu6, leaky_relu (slope 0.01), silu, hardswish, gelu.
         gate: f, one of sigmoid, hard_sigmoid (relu6(t + 3) / 6), relu, none.
         max_grad: a maximum's gradient goes to its "first" index (torch's max pooling) or is shared "even" among ties (amax).
+        before: b, one of those of `hidden`. before_norm: a module on x before it, which returns its shape. What stands between a convolution and the
+            block: neither is stored, as b is part of the passes, and so is a BatchNorm(C) in eval whose parameters need no gradient; every other
+            module is called.
         residual: of x's shape and dtype, added after the gate. activation: a, one of none, relu, silu, hardswish, gelu (erf).
 
     Returns: y, x's dtype, with the strides of torch.empty_like(x).
@@ -258,18 +305,18 @@ def se(
     _checks.choice("max_grad", max_grad, MAX_GRADS)
     _checks.required("w1", w1)
     kind = mlp_kind(x, w1, b1, w2, b2, hidden)
-    spec = Spec(pool, kind, hidden, gate, max_grad=max_grad, activation=activation)
-    if norm is None:
-        return channel_gate(x, w1, b1, w2, b2, residual, spec=spec)
-    if not isinstance(norm, torch.nn.Module):
+    if norm is not None and not isinstance(norm, torch.nn.Module):
         raise TypeError(f"norm: got {type(norm).__name__}, expected None or a module")
+    x, first, spec = prepared(x, before_norm, Spec(pool, kind, hidden, gate, max_grad=max_grad, activation=activation, before=before))
+    if norm is None:
+        return channel_gate(x, w1, b1, w2, b2, *first, residual, spec=spec)
     if _excite.plain_norm(norm):
-        return channel_gate(x, *_excite.folded(w1, b1, norm, reference.accumulator(x.dtype)), w2, b2, residual, spec=spec)
-    return _attend_small(x, (w1, b1, w2, b2), residual, spec, norm)
+        return channel_gate(x, *_excite.folded(w1, b1, norm, reference.accumulator(x.dtype)), w2, b2, *first, residual, spec=spec)
+    return _attend_small(x, first, (w1, b1, w2, b2), residual, spec, norm)
 
 
 def _attend_small(
-    x: Tensor, params: tuple[Tensor | None, ...], residual: Tensor | None, spec: Spec, norm: torch.nn.Module | None = None
+    x: Tensor, first: Norm, params: tuple[Tensor | None, ...], residual: Tensor | None, spec: Spec, norm: torch.nn.Module | None = None
 ) -> Tensor:
     """The reference's excite between the two passes, in the accumulator's arithmetic whatever autocast says."""
 
@@ -277,13 +324,15 @@ def _attend_small(
         with _without_autocast(x.device.type):
             return reference.excite(z, *params, kind=spec.kind, hidden=spec.hidden, norm=norm)
 
-    return attend(x, excite, residual, spec._replace(kind="none", hidden="none"))
+    return attend(x, excite, residual, spec._replace(kind="none", hidden="none"), first)
 
 
 def ese(
-    x: Tensor, w: Tensor, b: Tensor | None = None, *, gate: str = "hard_sigmoid", residual: Tensor | None = None, activation: str = "none"
-) -> Tensor:
-    """Effective Squeeze-Excitation (Lee & Park, 2020, arXiv:1911.06667): y = a(x * f(w z + b) + residual), z the mean over positions.
+    x: Tensor, w: Tensor, b: Tensor | None = None, *, gate: str = "hard_sigmoid", before: str = "none",
+    before_norm: torch.nn.Module | None = None, residual: Tensor | None = None, activation: str = "none",
+) -> Tensor:  # fmt: skip
+    """Effective Squeeze-Excitation (Lee & Park, 2020, arXiv:1911.06667): y = a(u * f(w z + b) + residual), z the mean of u over positions, u as in
+    `se`.
 
     x: [N, C, *spatial]; w: [C, C] or [C, C, 1, ...]; b: [C] or None. Other arguments, result and errors as in `se`. The paper's gate is the
     hard sigmoid; HGNet's is the sigmoid.
@@ -291,14 +340,17 @@ def ese(
     _common(x, residual, activation, gate)
     _checks.layer("w", w, x, x.shape[1], x.shape[1])
     _checks.parameter("b", b, x, (x.shape[1],))
-    return channel_gate(x, None, None, w, b, residual, spec=Spec("avg", "fc", "none", gate, activation=activation))
+    x, first, spec = prepared(x, before_norm, Spec("avg", "fc", "none", gate, activation=activation, before=before))
+    return channel_gate(x, None, None, w, b, *first, residual, spec=spec)
 
 
 def eca(
     x: Tensor, w: Tensor, b: Tensor | None = None, *, w1: Tensor | None = None, b1: Tensor | None = None, hidden: str = "relu",
-    padding: str = "zeros", gate: str = "sigmoid", residual: Tensor | None = None, activation: str = "none",
+    padding: str = "zeros", gate: str = "sigmoid", before: str = "none", before_norm: torch.nn.Module | None = None,
+    residual: Tensor | None = None, activation: str = "none",
 ) -> Tensor:  # fmt: skip
-    """Efficient Channel Attention (Wang et al., 2020, arXiv:1910.03151): y = a(x * f(conv1d(z)) + residual), z the mean over positions.
+    """Efficient Channel Attention (Wang et al., 2020, arXiv:1910.03151): y = a(u * f(conv1d(z)) + residual), z the mean of u over positions, u as in
+    `se`.
 
     x: [N, C, *spatial]; w: [1, 1, k] with k odd, slid along the channels; b: [1] or None; padding: "zeros", or "circular" as timm's CecaModule.
     w1 [R, 1, 1], b1 [R] or None, hidden: with them conv1d slides w [1, R, k] over hidden(w1 z + b1), as timm's EcaModule with use_mlp does.
@@ -320,41 +372,48 @@ def eca(
     _checks.parameter("w", w, x, (1, rows, w.shape[-1]))
     _checks.parameter("b", b, x, (1,))
     kind = "conv" if padding == "zeros" else "circular"
+    spec = Spec("avg", kind, "none" if w1 is None else hidden, gate, activation=activation, before=before)
+    x, first, spec = prepared(x, before_norm, spec)
     if w1 is not None:
-        return _attend_small(x, (w1, b1, w, b), residual, Spec("avg", kind, hidden, gate, activation=activation))
-    return channel_gate(x, None, None, w, b, residual, spec=Spec("avg", kind, "none", gate, activation=activation))
+        return _attend_small(x, first, (w1, b1, w, b), residual, spec)
+    return channel_gate(x, None, None, w, b, *first, residual, spec=spec)
 
 
 def cse(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, *, hidden: str = "relu", gate: str = "sigmoid",
-    residual: Tensor | None = None, activation: str = "none",
+    before: str = "none", before_norm: torch.nn.Module | None = None, residual: Tensor | None = None, activation: str = "none",
 ) -> Tensor:  # fmt: skip
     """Channel squeeze and excitation of scSE (Roy et al., 2018, arXiv:1803.02579): `se` with the mean; there R = C / 2.
 
     Some published copies have no activation between the layers: hidden="none".
     """
-    return se(x, w1, b1, w2, b2, hidden=hidden, gate=gate, residual=residual, activation=activation)
+    return se(
+        x, w1, b1, w2, b2, hidden=hidden, gate=gate, before=before, before_norm=before_norm, residual=residual, activation=activation
+    )  # fmt: skip
 
 
 def channel_attention(
     x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor, b2: Tensor | None, *, pools: Sequence[str] = ("avg", "max"), hidden: str = "relu",
-    gate: str = "sigmoid", max_grad: str = "first", apply: bool = True, residual: Tensor | None = None, activation: str = "none",
+    gate: str = "sigmoid", max_grad: str = "first", apply: bool = True, before: str = "none", before_norm: torch.nn.Module | None = None,
+    residual: Tensor | None = None, activation: str = "none",
 ) -> Tensor:  # fmt: skip
-    """Channel half of CBAM (Woo et al., 2018, arXiv:1807.06521): y = a(x * f(sum over pools k of MLP(pool_k(x))) + residual).
+    """Channel half of CBAM (Woo et al., 2018, arXiv:1807.06521): y = a(u * f(sum over pools k of MLP(pool_k(u))) + residual), u as in `se`.
 
     MLP(z) = w2 h(w1 z + b1) + b2 is shared by the pools; with w1=None it is the single layer w2 [C, C].
-    pools: of avg (mean), max, lp ((sum x^2)^(1/2)) and lse (log sum exp), as in the authors' code, or avg_max (half mean, half maximum) alone.
+    pools: of avg (mean), max, lp ((sum u^2)^(1/2)) and lse (log sum exp), as in the authors' code, or avg_max (half mean, half maximum) alone.
     apply: False returns the gate f(...) [N, C, 1, ...] instead of the gated map. Other arguments, result and errors as in `se`.
     """
     _common(x, residual, activation, gate)
     names = pool_names(pools)
     _checks.choice("max_grad", max_grad, MAX_GRADS)
     kind = mlp_kind(x, w1, b1, w2, b2, hidden)
-    spec = Spec(names, kind, hidden, gate, max_grad=max_grad, activation=activation)
+    if not apply:
+        _refuse_epilogue(residual, activation)
+    spec = Spec(names, kind, hidden, gate, max_grad=max_grad, activation=activation, before=before)
+    x, first, spec = prepared(x, before_norm, spec)
     if apply:
-        return channel_gate(x, w1, b1, w2, b2, residual, spec=spec)
-    _refuse_epilogue(residual, activation)
-    logits = channel_squeeze(x, w1, b1, w2, b2, spec=spec)
+        return channel_gate(x, w1, b1, w2, b2, *first, residual, spec=spec)
+    logits = channel_squeeze(x, w1, b1, w2, b2, *first, spec=spec)
     return reference.broadcast_channels(reference.GATES[gate](logits).to(x.dtype), x)
 
 
@@ -372,4 +431,4 @@ def channel_statistics(x: Tensor, pools: Sequence[str] = ("avg", "max"), *, max_
     _checks.feature_map(x, ranks=RANKS)
     names = pool_names(pools)
     _checks.choice("max_grad", max_grad, MAX_GRADS)
-    return channel_squeeze(x, None, None, None, None, spec=Spec(names, max_grad=max_grad))
+    return channel_squeeze(x, None, None, None, None, *NO_NORM, spec=Spec(names, max_grad=max_grad))

@@ -14,7 +14,7 @@ from .. import reference, tuning
 from .._library import INTERPRET
 from .._relay import RelaySqueeze
 from .._spec import Spec
-from ._launch import Cotangent, Map, gate_backward_input, kernels, matrix
+from ._launch import NO_NORM, Cotangent, Map, gate_backward_input, kernels, matrix
 from ._networks import hooked
 from .channel import channel_relay_gate
 
@@ -89,7 +89,7 @@ def _backward(grads, inputs, saved, spec: ConvolutionSpec, needs: Sequence[bool]
 
 def _share(da: Tensor, inputs: Sequence[Any], logits: Tensor | None, spec: ConvolutionSpec) -> tuple[Tensor, ...]:
     """The gate's share of dx: da f(logits)."""
-    return channel_relay_gate.reference(da, logits, None, None, None, Spec(gate=spec.gate))
+    return channel_relay_gate.reference(da, *NO_NORM, logits, None, None, None, Spec(gate=spec.gate))
 
 
 pointwise_convolution = RelaySqueeze(

@@ -17,7 +17,7 @@ from .._library import INTERPRET, Family
 from .._relay import RelaySqueeze
 from .._spec import Spec
 from . import _checks
-from ._launch import Cotangent, Map, gate_backward_input, gate_forward, kernels
+from ._launch import NO_NORM, Cotangent, Map, gate_backward_input, gate_forward, kernels
 from ._networks import Networks, called, each, network
 from .channel import channel_relay_gate
 from .convolution import convolve, pointwise
@@ -88,7 +88,7 @@ def _rectify_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -
     drectified, da, logits = grads
     m = Map(inputs[0])
     cotangent, logits = (None, None) if da is None else (Cotangent(m, da, None, Spec()), logits.contiguous())
-    return [gate_backward_input(m, Spec(gate=spec.gate), cotangent=cotangent, logits=logits, through=drectified, before="relu")]
+    return [gate_backward_input(m, Spec(gate=spec.gate), cotangent=cotangent, logits=logits, through=drectified, of="relu")]
 
 
 rectify = RelaySqueeze(
@@ -102,7 +102,7 @@ rectify = RelaySqueeze(
     launch=_rectify_launch,
     backward=_rectify_backward,
     reference=lambda x, spec: (x.relu(),),
-    share=lambda da, inputs, logits, spec: channel_relay_gate.reference(da, logits, None, None, None, spec._replace(activation="none")),
+    share=lambda da, inputs, logits, spec: channel_relay_gate.reference(da, *NO_NORM, logits, None, None, None, spec._replace(activation="none")),
 )
 
 CONVOLUTIONS = ("auto", "fused", "torch")
@@ -166,5 +166,5 @@ def gsop(
     found = covariance(called("reduce", rest, reduced, (n, None, None, None)), before="relu")
     logits = called("excite", excite, found.unsqueeze(-1), (n, c, 1, 1)).flatten(1)
     if not slots:  # the squeeze took the reference
-        return channel_relay_gate.reference(x, logits, residual, None, None, spec)[0]
-    return channel_relay_gate(x, logits, residual, *slots, spec=spec)
+        return channel_relay_gate.reference(x, *NO_NORM, logits, residual, None, None, spec)[0]
+    return channel_relay_gate(x, *NO_NORM, logits, residual, *slots, spec=spec)

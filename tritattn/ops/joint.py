@@ -12,6 +12,7 @@ from .. import reference
 from .._relay import through
 from .._spec import Spec
 from . import _checks
+from ._launch import NO_NORM
 from ._networks import Network, called, network
 from .channel import channel_relay
 from .gate import gate_family
@@ -49,7 +50,7 @@ def bam(
     network("spatial", spatial)
     n, _, h, w = x.shape
     spec = Spec(gate="none", spatial_gate="none", combine=combine, joint=gate, activation=activation)
-    z, *slots = channel_relay(x, spec=spec)
+    z, *slots = channel_relay(x, *NO_NORM, spec=spec)
     map_slot, channel_slot, spatial_slot, through_slot = slots or (None,) * 4
     c = called("channel", channel, z.select(1, 0), x.shape[:2]).to(z.dtype)
     s = called("spatial", spatial, through(x, through_slot), (n, 1, None, None)).to(z.dtype)

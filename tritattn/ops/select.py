@@ -10,19 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
 from .._library import _without_autocast
 from .._relay import RelayGate, RelaySqueeze
 from . import _checks, _excite
-from ._launch import Map, counters, kernels
+from ._launch import NO_NORM, NORM, Map, Norm, counters, kernels
+from ._prologue import prepared
 from .channel import RANKS
 
 POINTERS = 4  # maps that one launch takes; more are selected among in groups
 MAPS = ("x", *(f"x{k}" for k in range(1, POINTERS)))
-NORM = ("bn_weight", "bn_bias", "bn_mean", "bn_var")
 INPUTS = ("x", *(f"{name}?" for name in (*MAPS[1:], *NORM)))
 GATES = ("softmax", *reference.GATES)
 
@@ -36,7 +35,7 @@ class SelectSpec(NamedTuple):
     gate: str = "softmax"
     before: str = "none"  # activation of the branches
     activation: str = "none"
-    eps: str = ""  # of the BatchNorm that is folded into the passes
+    eps: str = ""  # of the BatchNorm that is part of the passes
 
 
 # -- plain torch -----------------------------------------------------------------------------------------------------------------------------
@@ -45,10 +44,8 @@ class SelectSpec(NamedTuple):
 def _branches(inputs: Sequence[Tensor | None], spec: SelectSpec) -> list[Tensor]:
     """U_k, in the accumulator's dtype."""
     maps = [t.to(reference.accumulator(t.dtype)) for t in inputs[:POINTERS] if t is not None]
-    weight, bias, mean, var = (None if t is None else t.to(maps[0].dtype) for t in inputs[POINTERS : POINTERS + len(NORM)])
-    if mean is not None:
-        maps = [F.batch_norm(maps[0], mean, var, weight, bias, training=False, eps=float(spec.eps))]
-    maps = [reference.HIDDEN[spec.before](t) for t in maps]
+    norm = inputs[POINTERS : POINTERS + len(NORM)]
+    maps = [reference.prologue(t, norm, spec.before, spec.eps) for t in maps]
     return list(maps[0].chunk(spec.branches, 1)) if spec.sliced else maps
 
 
@@ -90,18 +87,14 @@ def _share(da: Tensor, inputs: Sequence[Tensor | None], logits: Tensor, spec: Se
 # -- launches --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _map(x: Tensor, spec: SelectSpec) -> Map:
-    return Map(x, spec.branches if spec.sliced else 1)
+def _map(inputs: Sequence[Any], spec: SelectSpec) -> Map:
+    return Map(inputs[0], spec.branches if spec.sliced else 1, inputs[POINTERS : POINTERS + len(NORM)], spec.before, spec.eps)
 
 
 def _arguments(m: Map, inputs: Sequence[Tensor | None], spec: SelectSpec) -> dict[str, Any]:
-    """What every kernel takes: the maps in m's layout, and the folded BatchNorm."""
-    norm = [None if t is None else t.contiguous() for t in inputs[POINTERS : POINTERS + len(NORM)]]
+    """What every kernel takes: the maps in m's layout, and what comes before the selection."""
     pointers = dict(zip((f"{name}_ptr" for name in MAPS), (m.x, *(m.same(t) for t in inputs[1:POINTERS])), strict=True))
-    return dict(
-        **pointers, **dict(zip((f"{name}_ptr" for name in NORM), norm, strict=True)), **m.args, eps=float(spec.eps or 0), K=spec.branches,
-        SLICED=spec.sliced, BEFORE=spec.before, HAS_NORM=norm[2] is not None, HAS_AFFINE=norm[0] is not None,
-    )  # fmt: skip
+    return dict(**pointers, **m.args, **m.prologue, K=spec.branches, SLICED=spec.sliced)
 
 
 def _squeeze_fake(*args: Any) -> tuple[Tensor, ...]:
@@ -114,7 +107,7 @@ def _squeeze_fake(*args: Any) -> tuple[Tensor, ...]:
 
 def _squeeze_launch(*args: Any) -> tuple[Tensor, ...]:
     *inputs, spec = args
-    m = _map(inputs[0], spec)
+    m = _map(inputs, spec)
     z, *slots = _squeeze_fake(*args)
     config = m.config("channel", spec.branches)
     splits, programs = config.splits, m.n * -(-m.c // config.block_c)
@@ -128,7 +121,7 @@ def _squeeze_launch(*args: Any) -> tuple[Tensor, ...]:
 def _squeeze_backward(grads: Any, inputs: Any, saved: Any, spec: SelectSpec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     """dx of every branch: dz, with da (what flows through the gate) and the gate's logits also the gate's share."""
     dz, da, logits = grads
-    m = _map(inputs[0], spec)
+    m = _map(inputs, spec)
     found: list[Tensor | None] = [torch.empty_like(m.x) if need else None for need in needs[:POINTERS]]
     pointers = dict(zip((f"d{name}_ptr" for name in MAPS), found, strict=True))
     store = (1 << spec.branches) - 1 if spec.sliced else sum(need << k for k, need in enumerate(needs[:POINTERS]))
@@ -156,7 +149,7 @@ def _gate_fake(*args: Any) -> tuple[Tensor, ...]:
 
 def _gate_launch(*args: Any) -> tuple[Tensor, ...]:
     *inputs, logits, residual, _, _, spec = args
-    m = _map(inputs[0], spec)
+    m = _map(inputs, spec)
     y = m.empty()
     config = m.config("tile", spec.branches)
     programs = m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p)
@@ -171,7 +164,7 @@ def _gate_backward(grads: Any, inputs: Any, saved: Any, spec: SelectSpec, needs:
     """da, where there is an activation, and the gradient of the logits."""
     (g,) = grads
     *maps, logits, residual, _, _ = inputs
-    m = _map(inputs[0], spec)
+    m = _map(inputs, spec)
     da = m.empty() if needs[0] else None
     dlogits = torch.empty_like(logits, memory_format=torch.contiguous_format)
     config = m.config("channel", spec.branches)
@@ -222,7 +215,7 @@ Excite = Callable[[Tensor], Tensor]  # the mean of the branches' sum [N, C] -> l
 
 
 def attend(
-    maps: Sequence[Tensor], excite: Excite, spec: SelectSpec, residual: Tensor | None, norm: tuple[Tensor | None, ...] = (None,) * 4
+    maps: Sequence[Tensor], excite: Excite, spec: SelectSpec, residual: Tensor | None, norm: Norm = NO_NORM
 ) -> Tensor:
     """a(sum over k of w_k U_k + residual), w from excite(mean of the sum of U_k)."""
     if len(maps) > POINTERS:
@@ -318,20 +311,10 @@ def select_slices(
 ) -> Tensor:
     """`splat` of a checked map, with any excite."""
     (radix,), (cardinality,) = {radix}, {cardinality}  # through sets: dynamo writes no number into a string that it takes for dynamic
-    if norm is not None and not isinstance(norm, torch.nn.Module):
-        raise TypeError(f"before_norm: got {type(norm).__name__}, expected None or a module")
-    if isinstance(norm, _excite.Norm) and norm.num_features != x.shape[1]:
-        raise ValueError(f"before_norm: got a {type(norm).__name__} of {norm.num_features} channels, expected {x.shape[1]}, those of x")
     spec = SelectSpec(radix, True, cardinality, gate or ("softmax" if radix > 1 else "sigmoid"), before, activation)
     _check_options(x.narrow(1, 0, x.shape[1] // radix), spec, residual)
-    if norm is None:
-        return attend((x,), excite, spec, residual)
-    # the passes give its parameters no gradient
-    if not _excite.plain_norm(norm) or (torch.is_grad_enabled() and any(p.requires_grad for p in norm.parameters())):
-        return attend((norm(x),), excite, spec, residual)
-    parameters: Any = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    (eps,) = {norm.eps}
-    return attend((x,), excite, spec._replace(eps=repr(eps)), residual, parameters)
+    x, first, spec = prepared(x, norm, spec)
+    return attend((x,), excite, spec, residual, first)
 
 
 def _check_options(y: Tensor, spec: SelectSpec, residual: Tensor | None) -> None:
