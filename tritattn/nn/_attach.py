@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ._base import Block, one_of
 from ._derived import Derived, derived_type
 from ._registry import create
+from .fusion import AFF, IAFF
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 # Where the authors put a block that does not go into every residual block.
@@ -70,7 +71,9 @@ def attach(model: nn.Module, name: str | Callable[..., nn.Module], *, where: str
             places += [_into(block, name, options) for block in blocks]
         elif stage in after:
             layer: Any = model.get_submodule(stage)
-            places.append(partial(layer.append, _make(blocks[-1], name, options)))
+            attention = _make(blocks[-1], name, options)
+            _takes_one(attention, name, "a stage ends without a sum")
+            places.append(partial(layer.append, attention))
     for place in places:
         place()
     return model
@@ -97,6 +100,9 @@ def _into(block: Any, name: Any, options: dict[str, Any]) -> Callable[[], None]:
     if not timms and not fuses:
         raise ValueError(f"name: got {name!r}, expected a block of tritattn.nn that gates a map: torchvision's blocks have no place for another")
 
+    if not fuses:
+        _takes_one(attention, name, "stochastic depth or another activation than ReLU keeps the sum out of its reach")
+
     def place() -> None:
         setattr(block, "se" if timms else "attention", attention)
         if fuses:
@@ -105,6 +111,11 @@ def _into(block: Any, name: Any, options: dict[str, Any]) -> Callable[[], None]:
             block.__class__ = derived_type(_Timm if timms else _Torchvision, original)
 
     return place
+
+
+def _takes_one(attention: nn.Module, name: Any, why: str) -> None:
+    if isinstance(attention, (AFF, IAFF)):
+        raise ValueError(f"name: got {name!r}, expected a block that takes one map: {why}")
 
 
 def _make(block: Any, name: Any, options: dict[str, Any]) -> nn.Module:
