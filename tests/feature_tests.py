@@ -327,6 +327,11 @@ def test_export(name, strict):
     block = build(name).eval()
     least = 3 if name.startswith("ge") else 2  # torch traces no strided pooling of sizes that may leave a single position
     sizes = {0: Dim("n", max=64), 2: Dim("h", min=least, max=64), 3: Dim("w", min=least, max=64)}
+    if name == "ge" and not KERNELS:
+        try:
+            torch.export.export(nn.AvgPool2d(3, 2, 1), (feature_map(3, C, 5, 7),), dynamic_shapes=(sizes,))
+        except torch._dynamo.exc.UserError:  # torch 2.11
+            pytest.skip("torch itself exports strided pooling for odd sizes or for even ones, not for both")
     exported = torch.export.export(block, (feature_map(3, C, 5, 7),), dynamic_shapes=(sizes,), strict=strict)
     assert bool(targets(exported.graph)) == KERNELS
     file = io.BytesIO()

@@ -183,8 +183,8 @@ def test_stochastic_depth_keeps_timms_order():
 @pytest.mark.parametrize("name", FUSES)
 def test_a_fusion_that_cannot_take_the_place_of_the_sum_is_refused(name):
     """It takes two maps, and nobody hands it the second after a stage, or where stochastic depth stands before the sum."""
-    places = {"after a stage": (plain("torchvision"), "stages"), "stochastic depth": (peer("timm").create_model("resnet18", drop_path_rate=0.2), "blocks")}
-    for model, where in places.values():
+    stochastic = peer("timm").create_model("resnet18", drop_path_rate=0.2)
+    for model, where in ((plain("torchvision"), "stages"), (stochastic, "blocks")):
         keys = model.state_dict().keys()
         with pytest.raises(ValueError, match=f"^name: got '{name}', expected a block that takes one map"):
             tn.attach(model, name, where=where)

@@ -372,13 +372,15 @@ def test_gather_excite_where_timms_cannot_be_built(options):
 def test_gather_excite_of_the_whole_map():
     """timm's convolution of the map's own size is padded and leaves many positions, each of another part of the map; ours gathers to one."""
     theirs = peer_blocks.timm.GatherExcite(8, (5, 7), True, use_mlp=False).eval()
-    assert theirs.gather(torch.randn(2, 8, 5, 7)).shape == (2, 8, 5, 7)
-    (row,) = tritattn.convert(theirs)
-    assert row.status == "left" and "gather: got [2, 8, 8, 6] from it, expected [2, 8, 1, 1]" in row.detail
-    ours = tn.GatherExcite(8, (5, 7), True, use_mlp=False).eval()
-    ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 8, 5, 7)
+    assert theirs.gather(x).shape == (2, 8, 5, 7)
+    ours, same = (tn.GatherExcite(8, (5, 7), True, use_mlp=False, padded=padded).eval() for padded in (False, True))
+    for block in (ours, same):
+        block.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(same(x), theirs(x))
     torch.testing.assert_close(ours(x), x * torch.sigmoid(ours.gather.norm1((x * ours.gather.conv1.weight[:, 0]).sum((2, 3), keepdim=True))))
+    with pytest.raises(ValueError, match="^padded: got True"):
+        tn.GatherExcite(8, padded=True)
 
 
 @pytest.mark.parametrize("name", ["authors-sa_layer", "external-ShuffleAttention"])

@@ -53,7 +53,8 @@ def convert(model: nn.Module) -> Report:
     """Makes every attention block that it recognises in `model` run as one fused op, in place.
 
     Blocks are recognised by class name and parameters, installed or pasted: those of timm, torchvision, MONAI,
-    segmentation_models_pytorch, ultralytics, the CBAM authors, External-Attention-pytorch and 0809zheng.github.io.
+    segmentation_models_pytorch, ultralytics, mmcv, External-Attention-pytorch, 0809zheng.github.io and the papers'
+    authors, the latter also where a copy has been corrected to what the paper says.
     A converted block is the same object, with the same parameters, buffers, state dict, hooks, mode, device and
     dtype, and still an instance of its class; only its `forward` is another. Weights are read at every call, and a
     call that the fused pass does not cover (hooks or new types inside, an input of another rank) takes the original

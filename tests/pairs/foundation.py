@@ -1,5 +1,6 @@
 """The SE family's blocks of other packages."""
 
+import peer_blocks.aimed
 import peer_blocks.authors
 import peer_blocks.blog
 import peer_blocks.external
@@ -74,6 +75,9 @@ PAIRS = {
         lambda: tn.CBAM(32, pools=("avg_max",), mlp_bias=False, order="mix", momentum=0.1, max_grad="even"),
     ),
     "torchvision-SqueezeExcitation": (lambda: torchvision(32, 6), lambda: tn.SqueezeExcite(32, rd_channels=6)),
+    "authors-ChannelSELayer": (lambda: peer_blocks.aimed.ChannelSELayer(16), lambda: tn.ChannelSE(16)),
+    "authors-SpatialSELayer": (lambda: peer_blocks.aimed.SpatialSELayer(16), lambda: tn.SpatialSE(16)),
+    "authors-ChannelSpatialSELayer": (lambda: peer_blocks.aimed.ChannelSpatialSELayer(16, 4), lambda: tn.ConcurrentSE(16, 1 / 4, combine="max")),
     "smp-SCSEModule": (lambda: smp(32), lambda: tn.ConcurrentSE(32, rd_ratio=1 / 16)),
     "monai-ChannelSELayer": (
         lambda: monai(2, 16, add_residual=True),

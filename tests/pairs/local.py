@@ -23,6 +23,7 @@ PAIRS = {
         lambda: tn.GatherExcite(16, extent=2, rd_channels=3, act="silu"),
     ),
     "timm-GatherExcite-params": (lambda: fixed(16, None, True, 4), lambda: tn.GatherExcite(16, None, True, 4)),
+    "timm-GatherExcite-whole": (lambda: fixed(16, (7, 4), True), lambda: tn.GatherExcite(16, (7, 4), True, padded=True)),
 }
 BLOCKS = {name: theirs for name, (theirs, _) in PAIRS.items()} | {
     "timm-GatherExcite-global": lambda: timm(16),

@@ -32,9 +32,16 @@ def _depthwise(s: Shape) -> dict[str, Any]:
     return {"gather": lambda: nn.Sequential(nn.Conv2d(c, c, 3, 2, 1, groups=c, bias=False), nn.BatchNorm2d(c, momentum=0.3))}
 
 
+def _padded(s: Shape) -> dict[str, Any]:
+    """A kernel of even sizes, which leaves a row and a column less than there are."""
+    size = tuple(n // 2 * 2 or 1 for n in s[2:])
+    return {"gather": lambda: nn.Conv2d(s[1], s[1], size, padding=tuple((n - 1) // 2 for n in size), groups=s[1], bias=False)}
+
+
 OPS = [
     _ge("ge", 2, main=True),
     _ge("ge-mlp", 4, mlp(conv=True), main=True, hidden="silu", gate="hard_sigmoid"),
     _ge("ge-global", 0, families=("channel_relay", "channel_relay_gate")),
     _ge("ge-gather", 2, _depthwise, refused=lambda s: s[0] * math.prod(-(-size // 2) for size in s[2:]) <= 1),
+    _ge("ge-whole", 0, _padded),
 ]  # fmt: skip

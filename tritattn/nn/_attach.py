@@ -48,8 +48,8 @@ def attach(model: nn.Module, name: str | Callable[..., nn.Module], *, where: str
 
     After the last normalisation of each residual block, before the sum, which AFF and iAFF take the place of: attach(resnet50(), "cbam") is the
     authors' CBAM-ResNet-50. A block of tritattn.nn then takes the sum and the ReLU that follow into its own gating pass, unless something stands
-    between (stochastic depth, another activation). State dicts keep the plain network's keys; the block's are added as `attention.*`, or `se.*` in
-    timm's networks as in its own. The blocks are initialised as in their authors' networks.
+    between (stochastic depth, another activation), which AFF and iAFF cannot have. State dicts keep the plain network's keys; the block's are added
+    as `attention.*`, or `se.*` in timm's networks as in its own. The blocks are initialised as in their authors' networks.
 
     Args:
         model: a network with residual blocks in layer1 to layer4.
@@ -99,7 +99,6 @@ def _into(block: Any, name: Any, options: dict[str, Any]) -> Callable[[], None]:
     fuses = fuses and type(last) is nn.ReLU and isinstance(getattr(block, "drop_path", None), (nn.Identity, type(None)))
     if not timms and not fuses:
         raise ValueError(f"name: got {name!r}, expected a block of tritattn.nn that gates a map: torchvision's blocks have no place for another")
-
     if not fuses:
         _takes_one(attention, name, "stochastic depth or another activation than ReLU keeps the sum out of its reach")
 

@@ -37,7 +37,8 @@ class GatherExcite(Block):
 
     Args:
         channels: C; may be None where the block has no parameters.
-        feat_size: (H, W) of the maps, for extent 0 with extra_params.
+        feat_size: (H, W) of the maps, for extent 0 with extra_params. padded: whether its convolution pads the map as timm's does; gather(x) then has
+            about as many positions as the map, each from another part of it.
         extra_params: whether gather is log2(extent) depthwise 3x3 convolutions of stride 2 with BatchNorm, `act` between them (GE-theta), for
             extent 0 one convolution over the whole map; otherwise the mean over |h - extent i| < extent, |w - extent j| < extent (GE-theta-).
         extent: 0 for the whole map, or a power of two.
@@ -51,7 +52,7 @@ class GatherExcite(Block):
         residual, activation: see `Block`.
 
     The arguments are those of timm's GatherExcite and so are the names of the parameters. timm's raises TypeError where it is built with
-    use_mlp (its default) or extra_params; and its convolution over the whole map is padded, so that it does not gather to one position.
+    use_mlp (its default) or extra_params; and its convolution over the whole map is padded, so that it does not gather to one position, as ours does.
 
     Hu et al., Gather-Excite, https://arxiv.org/abs/1810.12348
     """
@@ -72,6 +73,7 @@ class GatherExcite(Block):
         rd_channels: int | None = None,
         rd_divisor: int | None = 1,
         norm: bool = True,
+        padded: bool = False,
         pool: str = "avg",
         act: str = "relu",
         gate: str = "sigmoid",
@@ -85,6 +87,8 @@ class GatherExcite(Block):
         like: dict[str, Any] = {"device": device, "dtype": dtype}
         if extent != 0 and (extent < 2 or extent & (extent - 1)):
             raise ValueError(f"extent: got {extent}, expected 0 or a power of two from 2 on")
+        if padded and (extent or not extra_params):
+            raise ValueError("padded: got True, expected False without the convolution over the whole map of extra_params and extent 0")
         self.extent = extent
         self.pool = one_of("pool", pool, ("avg",) if extent or extra_params else ("avg", "avg_max"))
         self.act = one_of("act", act, reference.HIDDEN)
@@ -94,14 +98,14 @@ class GatherExcite(Block):
         self.gather = None
         if extra_params:
             kernel = (3, 3) if extent else tuple(given("feat_size", feat_size))
-            self.gather = self._convolutions(c, kernel, norm, like)
+            self.gather = self._convolutions(c, kernel, norm, padded, like)
         self.mlp = None
         if use_mlp:
             width = reduced(c, rd_ratio, rd_channels, rd_divisor)
             self.mlp = nn.ModuleDict({"fc1": pointwise(c, width, True, like), "fc2": pointwise(width, c, True, like)})
 
-    def _convolutions(self, c: int, kernel: tuple[int, ...], norm: bool, like: Mapping[str, Any]) -> nn.Sequential:
-        strides, padding = (2, 1) if self.extent else (1, 0)
+    def _convolutions(self, c: int, kernel: tuple[int, ...], norm: bool, padded: bool, like: Mapping[str, Any]) -> nn.Sequential:
+        strides, padding = (2, (1, 1)) if self.extent else (1, tuple((size - 1) // 2 * padded for size in kernel))
         count = max(1, self.extent.bit_length() - 1)
         layers: dict[str, nn.Module] = {}
         for i in range(1, count + 1):
@@ -119,6 +123,7 @@ class GatherExcite(Block):
         if gather is not None:
             weight = gather.conv1.weight
             options |= {"channels": weight.shape[0], "feat_size": tuple(weight.shape[2:]), "norm": hasattr(gather, "norm1")}
+            options["padded"] = gather.conv1.stride == (1, 1) and any(gather.conv1.padding)
         if fc1 is not None:
             found = bottleneck_options(fc1, layers["mlp.fc2"])
             options |= {name: found[name] for name in ("channels", "rd_channels")}

@@ -19,6 +19,7 @@ from .._spec import Spec
 from . import _checks
 from ._launch import Cotangent, Map, _channels_last, kernels, vector
 from .channel import MAX_GRADS, attend, mlp_kind, se
+from .gate import gate as weigh
 
 
 class LocalSpec(NamedTuple):
@@ -197,7 +198,8 @@ def ge(
     Args:
         x: [N, C, H, W]; float32, float16, bfloat16 or float64.
         w1, b1, w2, b2, hidden: as in `se`, or none of them.
-        gather: x -> [N, C, ceil(H / extent), ceil(W / extent)], or [N, C, 1, 1] for extent 0.
+        gather: x -> [N, C, ceil(H / extent), ceil(W / extent)], or for extent 0 [N, C, h, w] with h <= H and w <= W; any but
+            [N, C, 1, 1] is spread over the map before the gating pass.
         extent: 0, or a power of two from 2 on.
         pool: "avg", or for extent 0 without gather "avg_max" (half mean, half maximum, as timm's add_maxpool); max_grad as in `se`.
         gate: f, one of sigmoid, hard_sigmoid, relu, none. residual: of x's shape and dtype. activation: a, one of none, relu, silu, hardswish, gelu.
@@ -246,16 +248,24 @@ def _mlp(z: Tensor, params: Sequence[Tensor | None], hidden: str) -> Tensor:
         return F.linear(columns, w2.flatten(1), b2).movedim(-1, 1)
 
 
+def _check_gathered(z: Any, x: Tensor, extent: int) -> None:
+    (n, c), size = x.shape[:2], _size(x, extent) if extent else x.shape[2:]
+    fits = isinstance(z, Tensor) and z.dim() == 4 and z.shape[0] == n and z.shape[1] == c
+    if not fits or any(a != b if extent else a > b for a, b in zip(z.shape[2:], size, strict=True)):
+        got = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        most = "" if extent else " at most"
+        raise ValueError(f"gather: got {got} from it, expected{most} {[n, c, *size]} for extent {extent} and x of shape {list(x.shape)}")
+
+
 def _attend(x: Tensor, excite: Callable[[Tensor], Tensor], gather: Gather | None, residual: Tensor | None, spec: LocalSpec) -> Tensor:
     found = local_squeeze(x, spec=spec)
     z, slots = (found[0], found[1:]) if isinstance(found, tuple) else (found, ())
     if gather is not None:
         z = gather(through(x, slots[-1] if slots else None))
-        expected = (*x.shape[:2], *_size(x, spec.extent))
-        if not isinstance(z, Tensor) or z.dim() != 4 or any(a != b for a, b in zip(z.shape, expected, strict=True)):
-            got = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise ValueError(f"gather: got {got} from it, expected {list(expected)} for extent {spec.extent} and x of shape {list(x.shape)}")
+        _check_gathered(z, x, spec.extent)
     logits = excite(z)
+    if any(a != b for a, b in zip(logits.shape[2:], _size(x, spec.extent), strict=True)):  # the relay has no place for any other size
+        return weigh(x, reference.nearest(logits, x), gate=spec.gate, residual=residual, activation=spec.activation)
     if not slots:  # the squeeze took the reference
         return _gate_reference(x, logits, residual, None, None, spec)[0]
     return local_gate(x, logits, residual, *slots[:2], spec=spec)

@@ -29,13 +29,15 @@ def _layers(rounds: int) -> dict[str, str]:
     return found
 
 
-def _peer(name: str, module: str, rounds: int = 1, **more: Any) -> Peer:
+def _peer(name: str, module: str, rounds: int = 1, variant: str = "", **more: Any) -> Peer:
     layers = _layers(rounds)
-    return Peer(_AUTHORS, (name,), module, layers, called=(layers["local.fc1"], *layers.values()), gates=("sigmoid",), **more)
+    return Peer(_AUTHORS + variant, (name,), module, layers, called=(layers["local.fc1"], *layers.values()), gates=("sigmoid",), **more)
 
 
 PEERS: tuple[Peer, ...] = (
     _peer("MS_CAM", "MSCAM"),
     _peer("AFF", "AFF", inputs=2, before=_two_maps),
+    _peer("AFF", "AFF", variant=", factor 1", options={"factor": 1}, inputs=2, before=_two_maps),
     _peer("iAFF", "IAFF", 2, options={"reuse_pooled": True}, inputs=2, before=_two_maps),
+    _peer("iAFF", "IAFF", 2, ", global_att2", inputs=2, before=_two_maps),
 )
