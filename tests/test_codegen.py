@@ -9,15 +9,17 @@ import pkgutil
 import re
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 import tritattn.kernels
 from triton.runtime.jit import JITFunction
 
-from perf.cases import make_case
-from perf.codegen import compile_for, launches, resources, row
+from perf.cases import Inputs, make_case
+from perf.codegen import compile_for, launches, recording, resources, row
 from perf.shapes import STAGES
+from tritattn import ops
 
 OPS = ("se+residual+relu", "scse+residual+relu", "cbam+residual+relu", "sse+residual+relu")
 CASES = [("bf16", op, layout, target) for op in OPS for layout in ("contiguous", "channels_last") for target in ("sm_90", "gfx942")]
@@ -44,6 +46,23 @@ def test_no_spills_and_wide_accesses(dtype, op, layout, target):
         for column in ("map_load_bits", "map_store_bits"):
             assert made[column] is None or made[column] >= 128, made
     assert any(made["map_load_bits"] for made in found) and any(made["map_store_bits"] for made in found)
+
+
+@pytest.mark.parametrize(("layout", "stage", "target"), [("contiguous", 3, "sm_80"), ("channels_last", 0, "sm_90"), ("channels_last", 0, "gfx942")])
+def test_a_norm_and_an_activation_before_a_channel_gate(layout, stage, target):
+    case = make_case("se+residual+relu", "bf16", layout, 256, STAGES[stage])
+    inputs = Inputs(case, "meta")
+    x, residual = inputs.x[0], inputs.residual[0]
+    norm = torch.nn.BatchNorm2d(x.shape[1], device="meta").eval().requires_grad_(False)
+    with recording(case) as found:
+        y = ops.se(x, *inputs.weights.values(), before="silu", before_norm=norm, residual=residual, activation="relu")
+        torch.autograd.grad(y, [x, residual], inputs.g[0])
+    preceded = [launch for launch in found if "bn_mean_ptr" in launch.bound]
+    assert len(preceded) == (2 if stage == 0 else 4)
+    for launch in preceded:
+        made = row(launch, target)
+        assert made["status"] == "ok" and made["spill_bytes"] == 0, made
+        assert stage == 3 or made["map_load_bits"] == 128, made
 
 
 @pytest.mark.parametrize("op", ["se", "cbam", "cbam+residual+relu"])

@@ -44,6 +44,7 @@ def _channels_last(x: Tensor) -> bool | None:
 NORM = ("bn_weight", "bn_bias", "bn_mean", "bn_var")
 Norm = Sequence[Tensor | None]  # these four
 NO_NORM = (None,) * len(NORM)
+NO_PROLOGUE: dict[str, Any] = dict(dict.fromkeys(f"{name}_ptr" for name in NORM), eps=0.0, BEFORE="none")
 
 
 class Map:
@@ -77,15 +78,14 @@ class Map:
             LARGE=x.shape[1] * self.hw >= 2**31,
             ACC=self.acc_tl,
         )
-        self.prologue = dict(
-            zip((f"{name}_ptr" for name in NORM), (matrix(t) for t in norm), strict=True),
-            eps=float(eps or 0),
-            BEFORE=before,
-        )
+        self.prologue = NO_PROLOGUE
+        if before != "none" or norm[2] is not None:
+            pointers = (matrix(t) for t in norm)
+            self.prologue = dict(zip(NO_PROLOGUE, (*pointers, float(eps or 0), before), strict=True))
 
     def config(self, role: str, maps: int = 1, row: int = 0) -> tuning.Config:
         config = tuning.choose(role, self.n, self.c, self.hw, self.x.element_size(), self.channels_last, self.x.device, maps, row)
-        return _preceded(config) if self.before != "none" or self.prologue["bn_mean_ptr"] is not None else config
+        return config if self.prologue is NO_PROLOGUE else _preceded(config)
 
     def same(self, t: Tensor | None) -> Tensor | None:
         """t in this map's layout; a copy only where it has another one."""

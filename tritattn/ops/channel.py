@@ -160,11 +160,6 @@ def _relay_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> 
     return [dx, *NO_NORM]
 
 
-def _relay_reference(x, *rest) -> tuple[Tensor, ...]:
-    *norm, spec = rest
-    return (_excite.plain(reference.prologue(x, norm, spec.before, spec.eps), None, None, None, None, spec),)
-
-
 def _relay_share(da: Tensor, inputs: Sequence[Tensor | None], logits: Tensor, spatial: Tensor | None, spec: Spec) -> Sequence[Tensor | None]:
     x, *norm = inputs
     u, vjp = torch.func.vjp(lambda x: reference.prologue(x, norm, spec.before, spec.eps), x)  # type: ignore[misc]
@@ -205,7 +200,7 @@ channel_relay = RelaySqueeze(
     fake=_relay_fake,
     launch=_relay_launch,
     backward=_relay_backward,
-    reference=_relay_reference,
+    reference=lambda x, *rest: _squeeze_reference(x, None, None, None, None, *rest),
     share=_relay_share,
 )
 channel_relay_gate = RelayGate(
