@@ -184,8 +184,8 @@ def _means(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
 
 
 def _excited(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
-    # a limit that leaves two programs to a multiprocessor, as in "ticket"
-    return replace(_channel(n, c, hw, itemsize, channels_last, sms), maxnreg=96 if itemsize < 8 else 0)
+    # as in "ticket"
+    return replace(_channel(n, c, hw, itemsize, channels_last, sms), maxnreg=128 if itemsize < 8 else 0)
 
 
 def _pools(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
@@ -208,7 +208,8 @@ def _ticket(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
     lag = max(1, min(n, 1 + -(-4 * sms // (blocks_c * splits))))
     if 2 * block_c * hw * itemsize // splits < TICKET_BYTES and n * blocks_c * splits > 4 * sms:
         lag = 0  # many programs that each move too little for the time that a ticket and a wait take
-    return Config(block_c, block_p, splits, warps, lag=lag, maxnreg=96 if itemsize < 8 else 0)
+    # a limit that leaves two programs to a multiprocessor
+    return Config(block_c, block_p, splits, warps, lag=lag, maxnreg=128 if itemsize < 8 else 0)
 
 
 def _tile(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1) -> Config:
