@@ -143,11 +143,11 @@ def choose(
     """The tiles of a pass over an [n, c, hw] map; for "channel", "tile" and a group of "pixel" over as many as `maps` at once.
 
     role: "channel" reduces positions, and so do "excited", with an MLP after it, "means" and "pools", without, and "ticket" before it gates the map;
-    "column", "pixel" and "context" own all channels of their positions, the latter two at once (RESIDENT); "plane" and "shuffled_plane" own all
-    positions of their channels, at once where they fit, "covariance" the covariances of theirs, whose gradients "covariance_bwd" takes back to a
-    tile; "lines", "extremes" and "products" walk down rows of `row` positions, which `splits` cuts: block_p positions are as much of a row as fits,
-    or several rows; "rows" does so with rows as wide as they are; "convolution" walks down the channels of its positions, "convolution_bwd"
-    positions with a block of them; "tile" is elementwise.
+    "column", "pixel", "context" and "context_bwd" own all channels of their positions, the latter three at once (RESIDENT); "plane" and
+    "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs, whose gradients
+    "covariance_bwd" takes back to a tile; "lines", "extremes" and "products" walk down rows of `row` positions, which `splits` cuts: block_p
+    positions are as much of a row as fits, or several rows; "rows" does so with rows as wide as they are; "convolution" walks down the channels of
+    its positions, "convolution_bwd" positions with a block of them; "tile" is elementwise.
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
@@ -270,11 +270,18 @@ def _group(n: int, c: int, hw: int, itemsize: int, sms: int, maps: int = 1) -> C
 
 
 def _context(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    # a sector's positions of twice as many channels, which the forward pass has the registers for
+    wide = 512 < c <= 1024 and itemsize == 2 and not channels_last and hw % 4 == 0
+    return _context_bwd(n, c, hw, itemsize, channels_last, sms, elements=16384 if wide else 8192)
+
+
+def _context_bwd(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, elements: int = 8192) -> Config:
     """As "pixel", with more warps, because a tile is kept beside what has been added, and smaller in fp64, whose exp takes registers too, and in rows
     that cannot be loaded in vectors, where every element takes an address."""
     halved = 2 * (itemsize == 8) + ((c if channels_last else hw) % 4 != 0)
-    config = _pixel(n, c, hw, itemsize, channels_last, sms, elements=8192 >> halved)
-    return replace(config, num_warps=16, maxnreg=0) if config.block_c >= c else config
+    config = _pixel(n, c, hw, itemsize, channels_last, sms, elements=elements >> halved)
+    # of the most channels some kernels would spill a few registers to get by with half of them
+    return replace(config, num_warps=16, maxnreg=128 if c > 1024 and itemsize == 4 else 0) if config.block_c >= c else config
 
 
 def _convolution(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
@@ -388,6 +395,7 @@ _RULES: dict[str, Callable[..., Config]] = {
     "column": _column,
     "pixel": _pixel,
     "context": _context,
+    "context_bwd": _context_bwd,
     "convolution": _convolution,
     "convolution_bwd": _convolution_bwd,
     "covariance": _covariance,

@@ -29,9 +29,9 @@ def _fake(x, w, b, spec: Spec) -> tuple[Tensor, ...]:
     return context, RelaySqueeze.slot(x), RelaySqueeze.slot(context), logits, softmax
 
 
-def _groups(m: Map) -> tuple[int, dict]:
+def _groups(m: Map, role: str) -> tuple[int, dict]:
     """(programs of an image, the kernels' arguments about them)."""
-    config = m.config("context")
+    config = m.config(role)
     resident = config.block_c >= m.c
     groups = config.splits if resident else -(-m.hw // config.block_p)
     return groups, dict(m.args, groups=groups, RESIDENT=resident, **config.args)  # fmt: skip
@@ -43,7 +43,7 @@ def _launch(x, w, b, spec: Spec) -> tuple[Tensor, ...]:
     if w is None:
         context = _excite.forward(m, None, None, None, None, Spec()).z[:, 0]
     else:
-        groups, args = _groups(m)
+        groups, args = _groups(m, "context")
         kernels().context_fwd_kernel[(m.n * groups,)](
             m.x, matrix(w), b, logits, softmax, context, m.small(m.n, groups, m.c), m.small(m.n, groups, 2), counters(m.x, m.n), **args,
             HAS_B=b is not None,
@@ -63,7 +63,7 @@ def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequen
         cotangent = None if da is None else Cotangent(m, da, None, Spec())
         pooled = (context[:, None], dcontext[:, None], None)
         return gate_backward_input(m, Spec(gate=spec.gate), cotangent=cotangent, logits=scale, pooled=pooled), None, None
-    groups, args = _groups(m)
+    groups, args = _groups(m, "context_bwd")
     dx = m.empty() if needs[0] else None
     dw, db = m.small(m.n, groups, m.c), m.small(m.n, groups)
     kernels().context_bwd_kernel[(m.n * groups,)](
