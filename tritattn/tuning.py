@@ -47,6 +47,12 @@ class Config:
     lag: int = 0
     maxnreg: int = 0
 
+    @cached_property
+    def preceded(self) -> Config:
+        """For a map that a norm and an activation precede, which take registers of their own: a limit is one that leaves two programs of 8 warps to a
+        multiprocessor."""
+        return replace(self, maxnreg=128) if self.maxnreg else self
+
     @property
     def key(self) -> str:
         rest = (f"l{self.lag}" if self.lag else "") + (f"r{self.maxnreg}" if self.maxnreg else "") + "g" * self.group

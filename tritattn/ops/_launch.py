@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -85,7 +84,7 @@ class Map:
 
     def config(self, role: str, maps: int = 1, row: int = 0) -> tuning.Config:
         config = tuning.choose(role, self.n, self.c, self.hw, self.x.element_size(), self.channels_last, self.x.device, maps, row)
-        return config if self.prologue is NO_PROLOGUE else _preceded(config)
+        return config if self.prologue is NO_PROLOGUE else config.preceded
 
     def same(self, t: Tensor | None) -> Tensor | None:
         """t in this map's layout; a copy only where it has another one."""
@@ -108,13 +107,6 @@ class Map:
 
     def small(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.x.new_empty(shape, dtype=dtype or self.acc)
-
-
-@lru_cache(maxsize=1024)
-def _preceded(config: tuning.Config) -> tuning.Config:
-    """A norm and an activation before the block take registers of their own: where there is a limit, one that leaves two programs of 8 warps to a
-    multiprocessor."""
-    return replace(config, maxnreg=128) if config.maxnreg else config
 
 
 _counters: dict[tuple[torch.device, int], Tensor] = {}
