@@ -379,8 +379,8 @@ def test_gather_excite_of_the_whole_map():
         block.load_state_dict(theirs.state_dict())
     torch.testing.assert_close(same(x), theirs(x))
     torch.testing.assert_close(ours(x), x * torch.sigmoid(ours.gather.norm1((x * ours.gather.conv1.weight[:, 0]).sum((2, 3), keepdim=True))))
-    with pytest.raises(ValueError, match="^padded: got True"):
-        tn.GatherExcite(8, padded=True)
+    with pytest.raises(ValueError, match=r"^gather: got \[2, 8, 2, 1\] from it, expected \[2, 8, 1, 1\]"):
+        ours(torch.randn(2, 8, 6, 7))
 
 
 @pytest.mark.parametrize("name", ["authors-sa_layer", "external-ShuffleAttention"])

@@ -243,6 +243,8 @@ PARAMETERS = {
     "gather": [
         lambda: ops.ge(X, gather=2),
         lambda: ops.ge(X, gather=lambda x: x[:, :, ::2, ::2], extent=4),
+        lambda: ops.ge(X, gather=lambda x: x),
+        lambda: ops.ge(X, gather=lambda x: torch.cat([x, x], 2), extent=None),
         lambda: ops.ge(X, gather=lambda x: None),
     ],
     "cweight": [

@@ -36,6 +36,7 @@ PAIRS = {
     ),
 }
 BLOCKS = {name: theirs for name, (theirs, _) in PAIRS.items()} | {
+    "timm-SelectiveKernel-alike": lambda: timm("SelectiveKernel")(16, kernel_size=3),
     "timm-SplitAttn-silu": lambda: timm("SplitAttn")(16, 32, act_layer=nn.SiLU),
     "authors-SplAtConv2d-no-norm": lambda: peer_blocks.resnest.SplAtConv2d(16, 16, 3, padding=1),
     "external-SKAttention-two": lambda: peer_blocks.external.SKAttention(16, (3, 5), group=2),

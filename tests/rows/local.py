@@ -17,7 +17,7 @@ RELAY = ("local_squeeze", "local_gate")
 
 
 def _ge(
-    name: str, extent: int, shapes: Callable[[Shape], dict[str, Any]] = lambda s: {}, families: tuple[str, ...] = RELAY, main: bool = False,
+    name: str, extent: int | None, shapes: Callable[[Shape], dict[str, Any]] = lambda s: {}, families: tuple[str, ...] = RELAY, main: bool = False,
     refused: Callable[[Shape], bool] = lambda s: False, **options: Any,
 ) -> Op:  # fmt: skip
     def call(x: Tensor, p: Params, **epilogue: Any) -> Tensor:
@@ -43,5 +43,5 @@ OPS = [
     _ge("ge-mlp", 4, mlp(conv=True), main=True, hidden="silu", gate="hard_sigmoid"),
     _ge("ge-global", 0, families=("channel_relay", "channel_relay_gate")),
     _ge("ge-gather", 2, _depthwise, refused=lambda s: s[0] * math.prod(-(-size // 2) for size in s[2:]) <= 1),
-    _ge("ge-whole", 0, _padded),
+    _ge("ge-whole", None, _padded),
 ]  # fmt: skip

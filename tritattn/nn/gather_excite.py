@@ -90,6 +90,7 @@ class GatherExcite(Block):
         if padded and (extent or not extra_params):
             raise ValueError("padded: got True, expected False without the convolution over the whole map of extra_params and extent 0")
         self.extent = extent
+        self.padded = padded
         self.pool = one_of("pool", pool, ("avg",) if extent or extra_params else ("avg", "avg_max"))
         self.act = one_of("act", act, reference.HIDDEN)
         self.gate = one_of("gate", gate, reference.GATES)
@@ -131,7 +132,7 @@ class GatherExcite(Block):
 
     def settings(self) -> dict[str, Any]:
         return {
-            "extent": self.extent,
+            "extent": None if self.padded else self.extent,
             "pool": self.pool,
             "hidden": self.act,
             "gate": self.gate,

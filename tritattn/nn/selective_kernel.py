@@ -126,7 +126,7 @@ class SelectiveKernel(Block):
 
     Args:
         channels: C. out_channels: C', by default C.
-        kernel_size: of the branches, each odd.
+        kernel_size: of the branches, each odd; one number for two alike.
         keep_3x3: kernels larger than 3 as dilated 3x3 (the authors' code and timm).
         split_input: each branch gets an equal share of the input channels (timm's default) instead of all of them.
         stride, dilation, groups, path_bias: of the convolutions; groups at most C'.
@@ -149,7 +149,7 @@ class SelectiveKernel(Block):
         self,
         channels: int,
         out_channels: int | None = None,
-        kernel_size: Sequence[int] = (3, 5),
+        kernel_size: Sequence[int] | int = (3, 5),
         stride: int = 1,
         dilation: int = 1,
         groups: int = 1,
@@ -174,19 +174,22 @@ class SelectiveKernel(Block):
     ) -> None:
         super().__init__(residual, activation)
         like: dict[str, Any] = {"device": device, "dtype": dtype}
-        sizes = tuple(odd("kernel_size", size) for size in kernel_size)
+        sizes = tuple(odd("kernel_size", size) for size in ((kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size))
         width = positive("channels", channels)
         if split_input and channels % len(sizes):
             raise ValueError(f"channels: got {channels}, expected a multiple of the {len(sizes)} branches of split_input")
         out = width if out_channels is None else positive("out_channels", out_channels)
+        share = width // len(sizes) if split_input else width
+        groups = min(positive("groups", groups), out)
+        if share % groups or out % groups:
+            raise ValueError(f"groups: got {groups}, expected a divisor of {share} channels of each branch and of {out} out of it")
         self.split_input = split_input
         self.paths = nn.ModuleList()
         for size in sizes:
             spread = dilation * (size - 1) // 2 if keep_3x3 and size > 3 else dilation
             side = min(size, 3) if keep_3x3 else size
             conv = nn.Conv2d(
-                width // len(sizes) if split_input else width, out, side, stride, (stride - 1 + spread * (side - 1)) // 2, spread,
-                min(groups, out), path_bias, **like,
+                share, out, side, stride, (stride - 1 + spread * (side - 1)) // 2, spread, groups, path_bias, **like
             )  # fmt: skip
             path = nn.Sequential()
             path.add_module("conv", conv)

@@ -69,6 +69,9 @@ class SplitAttention(Block):
         width = reduced(channels * radix, rd_ratio, rd_channels, rd_divisor)
         if rd_channels is None:
             width = max(width, positive("rd_min", rd_min))
+        for name, value, parts in (("channels", channels, groups * radix), ("out_channels", out, groups), ("rd_channels", width, groups)):
+            if value % parts:
+                raise ValueError(f"groups: got {groups}, and {name} of {value}, expected a multiple of {parts}")
         self.act = one_of("act", act, reference.HIDDEN)
         self.path_act = one_of("path_act", path_act, reference.HIDDEN)
         side = kernel_size // 2 if padding is None else padding

@@ -185,7 +185,7 @@ Gather = Callable[[Tensor], Tensor]
 
 def ge(
     x: Tensor, w1: Tensor | None = None, b1: Tensor | None = None, w2: Tensor | None = None, b2: Tensor | None = None, *,
-    gather: Gather | None = None, extent: int = 0, pool: str = "avg", hidden: str = "relu", gate: str = "sigmoid", max_grad: str = "first",
+    gather: Gather | None = None, extent: int | None = 0, pool: str = "avg", hidden: str = "relu", gate: str = "sigmoid", max_grad: str = "first",
     residual: Tensor | None = None, activation: str = "none",
 ) -> Tensor:  # fmt: skip
     """Gather-Excite (Hu et al., 2018, arXiv:1810.12348): y = a(x * f(nearest(MLP(z))) + residual), z = gather(x) [N, C, h, w].
@@ -198,9 +198,8 @@ def ge(
     Args:
         x: [N, C, H, W]; float32, float16, bfloat16 or float64.
         w1, b1, w2, b2, hidden: as in `se`, or none of them.
-        gather: x -> [N, C, ceil(H / extent), ceil(W / extent)], or for extent 0 [N, C, h, w] with h <= H and w <= W; any but
-            [N, C, 1, 1] is spread over the map before the gating pass.
-        extent: 0, or a power of two from 2 on.
+        gather: x -> [N, C, ceil(H / extent), ceil(W / extent)], or [N, C, 1, 1] for extent 0.
+        extent: 0, or a power of two from 2 on; or None with gather for z of any size up to the map's, which is spread before the gating pass.
         pool: "avg", or for extent 0 without gather "avg_max" (half mean, half maximum, as timm's add_maxpool); max_grad as in `se`.
         gate: f, one of sigmoid, hard_sigmoid, relu, none. residual: of x's shape and dtype. activation: a, one of none, relu, silu, hardswish, gelu.
 
@@ -213,7 +212,9 @@ def ge(
     _checks.choice("hidden", hidden, reference.HIDDEN)
     _checks.choice("max_grad", max_grad, MAX_GRADS)
     (extent,) = {extent}  # through a set, since dynamo has no text of an integer that it takes for dynamic
-    if extent != 0 and (extent < 2 or extent & (extent - 1)):
+    if extent is None and gather is None:
+        raise ValueError("extent: got None without gather, expected 0 or a power of two from 2 on")
+    if extent and (extent < 2 or extent & (extent - 1)):
         raise ValueError(f"extent: got {extent}, expected 0 or a power of two from 2 on")
     if gather is not None and not callable(gather):
         raise TypeError(f"gather: got {type(gather).__name__}, expected None, a module or a function")
@@ -235,7 +236,7 @@ def ge(
     def logits(z: Tensor) -> Tensor:
         return z if w1 is None else _mlp(z, (w1, b1, w2, b2), hidden)
 
-    return _attend(x, logits, gather, residual, LocalSpec(extent, gather is None, gate, activation))
+    return _attend(x, logits, gather, residual, LocalSpec(extent or 0, gather is None, gate, activation), extent)
 
 
 def _mlp(z: Tensor, params: Sequence[Tensor | None], hidden: str) -> Tensor:
@@ -248,21 +249,23 @@ def _mlp(z: Tensor, params: Sequence[Tensor | None], hidden: str) -> Tensor:
         return F.linear(columns, w2.flatten(1), b2).movedim(-1, 1)
 
 
-def _check_gathered(z: Any, x: Tensor, extent: int) -> None:
-    (n, c), size = x.shape[:2], _size(x, extent) if extent else x.shape[2:]
+def _check_gathered(z: Any, x: Tensor, extent: int | None) -> None:
+    (n, c), size = x.shape[:2], x.shape[2:] if extent is None else _size(x, extent)
     fits = isinstance(z, Tensor) and z.dim() == 4 and z.shape[0] == n and z.shape[1] == c
-    if not fits or any(a != b if extent else a > b for a, b in zip(z.shape[2:], size, strict=True)):
+    if not fits or any(a > b if extent is None else a != b for a, b in zip(z.shape[2:], size, strict=True)):
         got = list(z.shape) if isinstance(z, Tensor) else type(z).__name__
-        most = "" if extent else " at most"
+        most = " at most" if extent is None else ""
         raise ValueError(f"gather: got {got} from it, expected{most} {[n, c, *size]} for extent {extent} and x of shape {list(x.shape)}")
 
 
-def _attend(x: Tensor, excite: Callable[[Tensor], Tensor], gather: Gather | None, residual: Tensor | None, spec: LocalSpec) -> Tensor:
+def _attend(
+    x: Tensor, excite: Callable[[Tensor], Tensor], gather: Gather | None, residual: Tensor | None, spec: LocalSpec, extent: int | None
+) -> Tensor:  # fmt: skip
     found = local_squeeze(x, spec=spec)
     z, slots = (found[0], found[1:]) if isinstance(found, tuple) else (found, ())
     if gather is not None:
         z = gather(through(x, slots[-1] if slots else None))
-        _check_gathered(z, x, spec.extent)
+        _check_gathered(z, x, extent)
     logits = excite(z)
     if any(a != b for a, b in zip(logits.shape[2:], _size(x, spec.extent), strict=True)):  # the relay has no place for any other size
         return weigh(x, reference.nearest(logits, x), gate=spec.gate, residual=residual, activation=spec.activation)
