@@ -686,6 +686,13 @@ def test_bad_options_are_named(build, argument):
         build()
 
 
+def test_global_context_starts_as_its_authors():
+    """Their constructor leaves the map as it is, or halves it."""
+    x = torch.randn(2, 8, 3, 4)
+    torch.testing.assert_close(tn.GlobalContext(8)(x), x)
+    torch.testing.assert_close(tn.GlobalContext(8, fuse_add=False, fuse_scale=True)(x), x / 2)
+
+
 def test_repr_shows_the_options():
     text = repr(tn.CBAM(32, activation="relu"))
     for part in ("pools=('avg', 'max')", "act=relu", "order=max_mean", "activation=relu", "(fc1): Conv2d(32, 2"):

@@ -48,6 +48,8 @@ class GlobalContext(Block):
         eps: of the LayerNorms: 1e-5 in the authors' code, 1e-6 in timm.
         residual, activation: see `Block`.
 
+    The last layers start at zero, as the authors'; those of timm's only in `add`.
+
     Cao et al., GCNet, https://arxiv.org/abs/1904.11492
     """
 
@@ -85,6 +87,7 @@ class GlobalContext(Block):
         self.attn = pointwise(channels, 1, True, like) if pool == "att" else None
         self.add = Bottleneck(channels, width, act, eps, like) if fuse_add else None
         self.scale = Bottleneck(channels, width, act, eps, like) if fuse_scale else None
+        self.initialise()
 
     @classmethod
     def options_of(cls, layers: Mapping[str, Any]) -> dict[str, Any]:
