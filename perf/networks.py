@@ -100,7 +100,9 @@ def forms(name: str, device: str, dtype: torch.dtype, memory_format: torch.memor
     report = tritattn.convert(fused)
     if report.left:
         raise RuntimeError(f"not converted: {report.left[0].path}, a {report.left[0].cls}: {report.left[0].detail}")
-    paths = [row.path for row in report]
+    found = [row.path for row in report]
+    # of a residual block and the attention in it, the attention
+    paths = [path for path in found if not any(other.startswith(f"{path}.") for other in found)]
     for path, module in fused.named_modules():
         if isinstance(module, Block) and not any(path.startswith(f"{outer}.") for outer in paths):
             paths.append(path)

@@ -32,13 +32,14 @@ ARROWS: dict[str, set[str]] = {
     "_library": {"_spec"},
     "ops": {"_library", "_spec", "kernels", "reference", "tuning"},
     "nn": {"ops", "peers", "reference"},
-    "convert": {"nn", "ops", "peers"},
+    "convert": {"nn", "ops", "peers", "reference"},
     "env": {"_library", "_version", "tuning"},
     "tritattn": {"_library", "_version", "convert", "nn", "ops", "reference"},
     "perf": {"_library", "kernels", "nn", "ops", "peers", "reference", "tritattn", "tuning"},
 }
 # Private modules that are part of a layer of another name.
-PART_OF = {"_match": "peers", "_fused": "convert", "_verify": "convert", "_relay": "_library", "_sharding": "_library", "_tables": "tuning"}
+PART_OF = {"_match": "peers", "_fused": "convert", "_residual": "convert", "_verify": "convert"}
+PART_OF |= {"_relay": "_library", "_sharding": "_library", "_tables": "tuning"}
 
 
 def module_of(path: Path) -> tuple[str, ...]:

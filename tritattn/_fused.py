@@ -24,6 +24,7 @@ class Inner:
     path: tuple[str, ...]
     kinds: tuple[type, ...]  # types that it may have
     children: tuple[str, ...] | None  # names of its own; None for a layer
+    random: bool = False  # it does nothing in evaluation; while it trains it has to be called
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Plan:
     square: bool  # whether they are to be
     inner: tuple[Inner, ...]
     before: Callable[..., tuple[Any, Tensor | None]] | None
+    children: tuple[str, ...] | None = None  # names of the block's own, where one more would be called
 
     def covers(self, block: nn.Module, *maps: Any) -> bool:
         """Whether the fused pass does all that the original forward would: nothing inside has been changed or hooked since."""
@@ -47,13 +49,16 @@ class Plan:
         for x in maps:
             if not isinstance(x, Tensor) or x.dim() != self.dims or (self.square and x.shape[-2] != x.shape[-1]):
                 return False
+        if self.children is not None and tuple(block._modules) != self.children:
+            return False
         for inner in self.inner:
             module: Any = block
             for name in inner.path:
                 module = module._modules.get(name)
                 if module is None:
                     return False
-            if obstacle(module, inner.kinds) is not None:
+            converted = isinstance(module, Fused) and original_type(type(module)) in inner.kinds
+            if obstacle(module, (type(module),) if converted else inner.kinds) is not None or (inner.random and module.training):
                 return False
             if inner.children is not None and tuple(module._modules) != inner.children:
                 return False

@@ -81,18 +81,18 @@ def _activations(peer: Peer, modules: Mapping[str | None, nn.Module]) -> dict[st
     """The activations that the block's modules stand for; a path without a module is a function call, taken for the entry's usual one."""
     options = {}
     if peer.hidden in modules:
-        options["act"] = _name(HIDDEN, peer.hidden, modules)
-    gates = {_name(GATES, path, modules) for path in peer.gates if path in modules}
+        options["act"] = activation_name(HIDDEN, peer.hidden, modules)
+    gates = {activation_name(GATES, path, modules) for path in peer.gates if path in modules}
     if len(gates) > 1:
         raise NoFit(f"its gates differ: {', '.join(sorted(gates))}")
     if gates:
         options["gate"] = gates.pop()
     if peer.spatial_gate in modules:
-        options["spatial_gate"] = _name(GATES, peer.spatial_gate, modules)
+        options["spatial_gate"] = activation_name(GATES, peer.spatial_gate, modules)
     return options
 
 
-def _name(names: Mapping[str, str], path: str | None, modules: Mapping[str | None, Any]) -> str:
+def activation_name(names: Mapping[str, str], path: Any, modules: Mapping[Any, Any]) -> str:
     module = modules[path]
     kind = type(module).__name__
     plain = getattr(module, "negative_slope", 0.01) == 0.01 and getattr(module, "approximate", "none") == "none"

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ._fused import Plan, install
-from ._match import Match
 from .nn._base import REWEIGHTING_HOOKS
-from .peers import NoFit
+from .peers import Branch, NoFit
 
 
-def verify(block: nn.Module, plan: Plan, match: Match) -> None:
+def verify(block: nn.Module, plan: Plan, channels: int) -> None:
     """Compares outputs, gradients and buffers in fp64, in both modes, with and without ties. Raises NoFit with the first difference.
 
     On a GPU it runs there, so through the kernels, and the output is compared in the block's own dtype as well. A block without parameters has no
@@ -28,10 +27,10 @@ def verify(block: nn.Module, plan: Plan, match: Match) -> None:
         with _undisturbed(device):
             exact = _redrawn(_copy(block).to(device, torch.float64))
             for training in (True, False):
-                for ties in (False, True):
-                    _compare(exact.train(training), plan, [x.to(device) for x in _inputs(match, ties)])
+                for ties in (False,) if isinstance(plan.before, Branch) else (False, True):  # convolutions leave no ties
+                    _compare(_train(exact, plan, training), plan, [x.to(device) for x in _inputs(plan, channels, ties)])
             if device.type == "cuda" and sample.dtype != torch.float64:
-                _compare_values(_redrawn(_copy(block)).eval(), plan, [x.to(sample) for x in _inputs(match, False)])
+                _compare_values(_redrawn(_copy(block)).eval(), plan, [x.to(sample) for x in _inputs(plan, channels, False)])
     except NoFit:
         raise
     except Exception as error:  # whatever a stranger's block raises, the block stays as it is
@@ -83,10 +82,20 @@ def _trace(block: nn.Module, maps: Sequence[Tensor]) -> dict[str, Tensor]:
     return result | {f"buffer {name}": b.double() for name, b in block.named_buffers()}
 
 
-def _inputs(match: Match, ties: bool) -> list[Tensor]:
-    size = (7, 7) if match.peer.square else {3: (11,), 4: (8, 6), 5: (4, 3, 5)}[match.input_dims]
+def _train(block: nn.Module, plan: Plan, training: bool) -> nn.Module:
+    """In that mode; but with stochastic depth the original forward runs, so that stays in evaluation."""
+    block.train(training)
+    for inner in plan.inner:
+        if inner.random:
+            block.get_submodule(".".join(inner.path)).eval()
+    return block
+
+
+def _inputs(plan: Plan, channels: int, ties: bool) -> list[Tensor]:
+    """channels: of the maps that the block takes."""
+    size = (7, 7) if plan.square else {3: (11,), 4: (8, 6), 5: (4, 3, 5)}[plan.dims]
     generator = torch.Generator().manual_seed(2)
-    shape = (match.peer.inputs, 2, match.input_channels, *size)
+    shape = (plan.inputs, 2, channels, *size)
     maps = torch.randn(shape, generator=generator, dtype=torch.float64)
     return list((2 * maps).round().relu() / 2 if ties else maps)
 

@@ -8,12 +8,16 @@ import torch
 from torch import nn
 
 from . import nn as blocks
-from ._fused import Fused, install, make_plan, uninstall
+from ._fused import Fused, Plan, install, make_plan, uninstall
 from ._match import Absent, match
+from ._residual import find, make_residual_plan
 from ._verify import verify
 from .nn._base import Block
 from .nn._derived import original_type
 from .peers import NoFit, candidates
+
+# What reading a block raises that is not like its entry.
+UNLIKE = (NoFit, AttributeError, IndexError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,12 @@ def _visit(module: nn.Module, path: str, report: Report, seen: set[int]) -> None
         report.append(row)
         if row.status == "converted":
             return
+    place = len(report)
     for name, child in module.named_children():
         _visit(child, f"{path}.{name}" if path else name, report, seen)
+    row = _swap_residual(module, path)
+    if row is not None:
+        report.insert(place, row)
 
 
 def _closed(module: nn.Module, path: str) -> Row | None:
@@ -133,19 +141,36 @@ def _swap(block: nn.Module, path: str) -> Row | None:
     for peer in candidates(block):
         try:
             found = match(peer, block, getattr(blocks, peer.module).options_of)
-            _check_tensors(block)
-            plan = make_plan(found, block)
-            verify(block, plan, found)
+            _install(block, make_plan(found, block), found.input_channels)
         except Absent as error:
             if not peer.common_name:
                 far.append(f"not {peer}: {error}")
-        except (NoFit, AttributeError, IndexError, TypeError, ValueError) as error:
+        except UNLIKE as error:
             near.append(f"{peer}: {error}")
         else:
-            install(block, plan)
-            return Row(path, type(block).__name__, "converted", f"{plan.module.__name__} ({peer.source})")
+            return Row(path, type(block).__name__, "converted", f"{peer.module} ({peer.source})")
     reasons = near or far
     return Row(path, type(block).__name__, "left", "; ".join(reasons)) if reasons else None
+
+
+def _swap_residual(block: nn.Module, path: str) -> Row | None:
+    """Converts a residual block whose attention has been. The row that says so or why not; None for any other module."""
+    entry = find(block)
+    if entry is None:
+        return None
+    name = type(block).__name__
+    try:
+        plan = make_residual_plan(entry, block)
+        _install(block, plan, getattr(block, entry.branch.steps[0]).in_channels)
+    except UNLIKE as error:
+        return Row(path, name, "left", f"{entry}: {error}")
+    return Row(path, name, "converted", f"{plan.module.__name__} with sum and {plan.settings['activation']} ({entry.source})")
+
+
+def _install(block: nn.Module, plan: Plan, channels: int) -> None:
+    _check_tensors(block)
+    verify(block, plan, channels)
+    install(block, plan)
 
 
 def _check_tensors(block: nn.Module) -> None:

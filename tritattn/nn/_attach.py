@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._base import Block, one_of
+from ..peers import Residual, residuals
+from ._base import Block, given, one_of
 from ._derived import Derived, derived_type
 from ._registry import create
 from .fusion import AFF, IAFF
@@ -18,29 +19,14 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 AFTER_STAGES = {"bam": STAGES[:3], "gsop": STAGES}
 
 
-class _Torchvision(Derived):
-    """torchvision's BasicBlock and Bottleneck: y = relu(attention(out) + identity), in the attention's gating pass."""
+class Attached(Derived):
+    """A residual block whose attention takes the sum and the activation that follow into its gating pass."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        if hasattr(self, "conv3"):
-            out = self.bn3(self.conv3(self.relu(out)))
-        identity = x if self.downsample is None else self.downsample(x)
-        return self.attention(out, identity.to(out.dtype))  # autocast can leave them apart
+    _residual: Residual
 
-
-class _Timm(Derived):
-    """timm's, which have a place for attention and call it before the sum."""
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        if hasattr(self, "conv3"):
-            out = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x))))))))
-            out = self.bn3(self.conv3(out))
-        else:
-            out = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
-            out = self.bn2(self.conv2(out))
-        identity = x if self.downsample is None else self.downsample(x)
-        return self.se(out, identity.to(out.dtype))
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self._residual
+        return getattr(self, residual.attention)(*residual.branch(self, x))
 
 
 def attach(model: nn.Module, name: str | Callable[..., nn.Module], *, where: str | None = None, **options: Any) -> nn.Module:
@@ -82,32 +68,43 @@ def attach(model: nn.Module, name: str | Callable[..., nn.Module], *, where: str
 def _blocks(model: nn.Module, stage: str) -> list[Any]:
     layer = getattr(model, stage, None)
     blocks: list[Any] = list(layer) if isinstance(layer, nn.Sequential) else []
-    known = [type(b).__name__ in ("BasicBlock", "Bottleneck") and hasattr(b, "downsample") and isinstance(b.bn2, nn.BatchNorm2d) for b in blocks]
-    if not known or not all(known):
+    if not blocks or not all(_residual(block) for block in blocks):
         raise ValueError(f"model: got {type(model).__name__}, expected a ResNet of torchvision or timm with nothing but residual blocks in {stage}")
     return blocks
 
 
+def _residual(block: nn.Module) -> Residual | None:
+    """What is known of a block of torchvision's or timm's ResNets."""
+    found = [entry for entry in residuals(block) if entry.source in ("torchvision", "timm")]
+    return found[0] if found and isinstance(_norm(block, found[0]), nn.BatchNorm2d) else None
+
+
+def _norm(block: nn.Module, residual: Residual) -> Any:
+    """The last normalisation, whose result goes to attention."""
+    return getattr(block, residual.branch.steps[-1])
+
+
 def _into(block: Any, name: Any, options: dict[str, Any]) -> Callable[[], None]:
     """What puts attention into one residual block."""
-    timms = hasattr(block, "se")
-    if (block.se if timms else getattr(block, "attention", None)) is not None:
+    residual = given("block", _residual(block))
+    if getattr(block, residual.attention, None) is not None:
         raise ValueError(f"model: got a {type(block).__name__} that has attention already, expected one without")
-    last = getattr(block, ("act3" if hasattr(block, "conv3") else "act2") if timms else "relu")
     attention = _make(block, name, options)
     fuses = isinstance(attention, Block) and getattr(attention, "apply_gate", True)
-    fuses = fuses and type(last) is nn.ReLU and isinstance(getattr(block, "drop_path", None), (nn.Identity, type(None)))
-    if not timms and not fuses:
+    fuses = fuses and type(getattr(block, residual.activation)) is nn.ReLU
+    fuses = fuses and isinstance(getattr(block, "drop_path", None), (nn.Identity, type(None)))
+    if not hasattr(block, residual.attention) and not fuses:
         raise ValueError(f"name: got {name!r}, expected a block of tritattn.nn that gates a map: torchvision's blocks have no place for another")
     if not fuses:
         _takes_one(attention, name, "stochastic depth or another activation than ReLU keeps the sum out of its reach")
 
     def place() -> None:
-        setattr(block, "se" if timms else "attention", attention)
+        setattr(block, residual.attention, attention)
         if fuses:
             attention.activation = "relu"  # type: ignore[assignment]
+            block._residual = residual
             original: Any = type(block)
-            block.__class__ = derived_type(_Timm if timms else _Torchvision, original)
+            block.__class__ = derived_type(Attached, original)
 
     return place
 
@@ -122,7 +119,7 @@ def _make(block: Any, name: Any, options: dict[str, Any]) -> nn.Module:
     for own in ("residual", "activation"):
         if own in options:
             raise ValueError(f"{own}: got {options[own]!r}, expected none: the residual block has its own")
-    channels = (block.bn3 if hasattr(block, "bn3") else block.bn2).num_features
+    channels = _norm(block, given("block", _residual(block))).num_features
     made = create(name, channels, **options).to(block.conv1.weight.device, block.conv1.weight.dtype).train(block.training)
     if isinstance(made, Block):
         made.initialise()

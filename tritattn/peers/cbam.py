@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
 from .entry import BLOG, EA, Peer
+from .residual import BASIC, Branch
 
-
-def _basic_block(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    out = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
-    residual = x if block.downsample is None else block.downsample(x)
-    return out, residual.to(out.dtype)  # autocast can leave them apart; the original adds in place
-
-
+_BRANCH = Branch(BASIC)
 _AUTHORS = "Jongchan/attention-module"
 _TIMM_CBAM = {"channel.fc1": "channel.fc1", "channel.fc2": "channel.fc2", "spatial.conv": "spatial.conv.conv", "spatial.bn": "spatial.conv.bn"}
 PEERS: tuple[Peer, ...] = (
@@ -45,8 +36,8 @@ PEERS: tuple[Peer, ...] = (
         gates=("ca.sigmoid",),
         spatial_gate="sa.sigmoid",
         inner=("ChannelAttention", "SpatialAttention"),
-        before=_basic_block,
-        called=("conv1", "bn1", "conv2", "bn2", "downsample"),
+        before=_BRANCH,
+        called=_BRANCH.called("relu"),
         common_name=True,
     ),
     Peer(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .entry import Peer
+from .residual import promoted
 
 
 def _two_maps(block: Any, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(x.dtype, residual.dtype)  # autocast can leave them apart
-    return x.to(dtype), residual.to(dtype)
+    return promoted(x, residual)
 
 
 _AUTHORS = "YimianDai/open-aff"

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from .entry import NoFit, Peer
+from .residual import BOTTLENECK, Branch
 
 _CHANNEL = {"conv": "conv_for_DR", "bn": "bn_for_DR", "row_bn": "row_bn", "row_conv": "row_conv_group", "fc": "fc_adapt_channels"}
 _POSITION = {f"position_{ours}": f"{theirs}_for_spatial" for ours, theirs in _CHANNEL.items()}
 _POSITION |= {"position_conv": "conv_for_DR_spatial", "position_bn": "bn_for_DR_spatial"}
 _CONCAT = {"concat_channel": "dilate_conv_for_concat1", "concat_position": "dilate_conv_for_concat2", "concat_bn": "bn_for_concat"}
+_BRANCH = Branch(BOTTLENECK)
 _MODES = {"1": "channel", "2": "position", "+": "average", "M": "max", "&": "concat"}
-_BOTTLENECK = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample")
-
-
-def _bottleneck(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    out = block.relu(block.bn1(block.conv1(x)))
-    out = block.bn3(block.conv3(block.relu(block.bn2(block.conv2(out)))))
-    residual = x if block.downsample is None else block.downsample(x)
-    return out, residual.to(out.dtype)
 
 
 def _mode(block: Any) -> dict[str, Any]:
@@ -37,8 +29,8 @@ def _peer(**layers: str) -> Peer:
         layers,
         {"activation": "relu"},
         _mode,
-        before=_bottleneck,
-        called=(*_BOTTLENECK, *layers.values()),
+        before=_BRANCH,
+        called=(*_BRANCH.called("relu"), *layers.values()),
         common_name=True,
     )
 
