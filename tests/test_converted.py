@@ -1,6 +1,7 @@
 """Converted blocks in use: what is changed on them, the inputs they get, and the tools they go through."""
 
 import copy
+import inspect
 
 import peer_blocks.blog as blog
 import peer_blocks.external as external
@@ -136,6 +137,19 @@ def test_compile_export_and_trace():
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)  # the original forward
     with pytest.raises(RuntimeError, match=r"after tritattn\.restore"):
         torch.jit.script(model)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_arguments_keep_their_names(strict):
+    """By which torch.export, among others, is told about them."""
+    torch.compiler.reset()
+    block = smp(32).eval()
+    original = inspect.signature(block.forward)
+    tritattn.convert(block)
+    assert inspect.signature(block.forward) == original
+    x = torch.randn(2, 32, 4, 4)
+    program = torch.export.export(block, (x,), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}}, strict=strict).module()
+    torch.testing.assert_close(program(torch.cat([x, x])), block(torch.cat([x, x])))
 
 
 def test_each_class_has_its_own_compile_cache():

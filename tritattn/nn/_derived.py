@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import inspect
 import types
 from functools import cache
 from typing import Any, NoReturn
@@ -32,7 +33,8 @@ class Derived:
 def derived_type(mixin: Any, original: Any) -> Any:
     """The subclass of `original` that blocks of that class get; under its name."""
     own = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
-    own["forward"] = own_code(mixin.forward)
+    own["forward"] = forward = own_code(mixin.forward)
+    forward.__signature__ = inspect.signature(original.forward)  # torch.export knows arguments by their names
     return types.new_class(original.__name__, (mixin, original), exec_body=lambda body: body.update(own))
 
 
