@@ -162,6 +162,7 @@ def traffic(
     ops: Annotated[str | None, typer.Option(help="comma list of ops, as for sweep")] = None,
     layouts: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.LAYOUTS)}")] = None,
     dtype: Annotated[str, typer.Option(help=f"one of {', '.join(cases.DTYPES)}")] = "bf16",
+    with_providers: Annotated[str | None, typer.Option("--providers", help="comma list of tritattn, eager and compile")] = None,
     budget: Annotated[float | None, typer.Option(help="seconds")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a few ops at the smallest stage, within a budget")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
@@ -176,6 +177,7 @@ def traffic(
         sites=shapes.STAGES[2:3] if quick else shapes.STAGES,
         layouts=_several(layouts, tuple(cases.LAYOUTS), tuple(cases.LAYOUTS)),
         dtype=_several(dtype, ("bf16",), tuple(cases.DTYPES))[0],
+        providers=_several(with_providers, counting.PROVIDERS, counting.PROVIDERS),
         budget=budget if budget is not None or not quick else QUICK_TRAFFIC_SECONDS,
         resume=not fresh,
     )
