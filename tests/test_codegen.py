@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 
 from perf.cases import Inputs, make_case
 from perf.codegen import compile_for, launches, recording, resources, row
-from perf.shapes import STAGES
+from perf.shapes import STAGES, Site
 from tritattn import ops
 
 OPS = ("se+residual+relu", "scse+residual+relu", "cbam+residual+relu", "sse+residual+relu")
@@ -131,3 +131,20 @@ def test_products_of_matrices_are_on_matrix_units(target):
             compiled = compile_for(launch, target)
             assert re.search(UNITS[target], compiled.asm.get("ptx") or compiled.asm["amdgcn"]), name
             assert resources(compiled, target)["spill_bytes"] == 0, name
+
+
+# each spilled a few registers until its pass had a limit of them
+LIMITED = [
+    ("fp32", "scse", "channels_last", (16, 128, 128, 128, 8), "sm_100", "pixel_gate_bwd_kernel"),
+    ("bf16", "sse", "contiguous", (16, 384, 32, 32, 24), "sm_90", "pixel_gate_fwd_kernel"),
+    ("fp32", "cbam", "channels_last", (32, 256, 56, 56, 16), "sm_90", "channel_squeeze_fwd_kernel"),
+    ("bf16", "se", "contiguous", (256, 120, 28, 28, 32), "sm_80", "channel_gate_ticket_fwd_kernel"),
+]
+
+
+@pytest.mark.parametrize("dtype, op, layout, shape, target, kernel", LIMITED)
+def test_a_limit_of_registers_keeps_them_from_memory(dtype, op, layout, shape, target, kernel):
+    n, *site = shape
+    found = {launch.name: launch for launch in launches(make_case(op, dtype, layout, n, Site(1, *site), gate="hard_sigmoid"))}
+    made = row(found[kernel], target)
+    assert made["status"] == "ok" and made["spill_bytes"] == 0 and made["registers"] <= 128, made
