@@ -3,6 +3,7 @@
 import peer_blocks.bam as bam
 import pytest
 import torch
+from peer_imports import peer
 from test_checkpoints import redraw
 
 import tritattn
@@ -54,3 +55,15 @@ def test_bam_of_external_attention_takes_7x7_maps_alone():
     c, s = ours.channel.mlp(x.mean((2, 3)))[..., None, None], ours.spatial.convs(x)
     assert s.shape == (2, 1, 8, 8) and s.std() > 0
     torch.testing.assert_close(ours(x), x * (1 + torch.sigmoid(c + s)))
+
+
+def test_timms_light_cbam_has_sigmoids_whatever_it_is_given():
+    usual, theirs = (peer("timm.layers.cbam").LightCbamModule(32, gate_layer=gate).double().eval() for gate in ("sigmoid", "hard_sigmoid"))
+    ours = tn.create("lcbam", 32, gate="hard_sigmoid", spatial_gate="hard_sigmoid").double().eval()
+    for block in (theirs, ours):
+        block.load_state_dict(redraw(usual).state_dict())
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64)
+    found = theirs(x)
+    assert torch.equal(found, usual(x)) and not torch.allclose(ours(x), found)
+    assert tritattn.convert(theirs).converted
+    torch.testing.assert_close(theirs(x), found)  # and so it has once it is converted
