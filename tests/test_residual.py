@@ -174,6 +174,33 @@ def test_sum_and_activation_are_no_passes_of_their_own():
     assert not {"add", "add_", "relu", "relu_"} & set(operators.names)
 
 
+@pytest.mark.parametrize("name, taken", [("moskomule-SEBottleneck", 1), ("authors-ECABasicBlock", 1), ("authors-sa", 0), ("timm-SEResNetBlock", 0)])
+def test_the_last_norm_is_part_of_attention_in_evaluation(name, taken, monkeypatch):
+    """Of a channel gate that follows it at once, as long as nobody wants its parameters' gradients; then, and in training, it is called."""
+    calls = []
+    norm = nn.modules.batchnorm._BatchNorm
+    forward = norm.forward
+    monkeypatch.setattr(norm, "forward", lambda self, x: calls.append(self) or forward(self, x))
+    original = made(name)
+    block, _ = converted(original, BLOCKS[name][2])
+
+    def called(module, training, grad=True):
+        calls.clear()
+        with torch.set_grad_enabled(grad):
+            y = copy.deepcopy(module).train(training)(some_map())
+        return len(calls), y
+
+    for training, grad in ((True, True), (False, True), (True, False), (False, False)):
+        (usual, expected), (found, y) = called(original, training, grad), called(block, training, grad)
+        assert usual - found == (0 if training or grad else taken)
+        torch.testing.assert_close(y, expected)
+    frozen, x = block.eval().requires_grad_(False), some_map().requires_grad_()
+    calls.clear()
+    (dx,) = torch.autograd.grad(frozen(x).sum(), x)
+    assert usual - len(calls) == taken
+    torch.testing.assert_close(dx, torch.autograd.grad(original.eval()(x).sum(), x)[0])
+
+
 def test_stochastic_depth_that_is_active_stands_between():
     path = peer("timm.layers").DropPath(0.5)
     torch.manual_seed(0)

@@ -41,6 +41,7 @@ class Plan:
     inner: tuple[Inner, ...]
     before: Callable[..., tuple[Any, Tensor | None]] | None
     children: tuple[str, ...] | None = None  # names of the block's own, where one more would be called
+    norm: str | None = None  # name of the block's layer right before attention, which may be part of attention's passes
 
     def covers(self, block: nn.Module, *maps: Any) -> bool:
         """Whether the fused pass does all that the original forward would: nothing inside has been changed or hooked since."""
@@ -67,7 +68,8 @@ class Plan:
     def run(self, block: nn.Module, *maps: Tensor) -> Tensor:
         x, residual = (maps[0], maps[0] if self.residual else None) if self.before is None else self.before(block, *maps)
         layers = [None if path is None else sublayer(block, path) for path in self.layers]
-        return self.module.fused(x, *layers, residual=residual, **self.settings)
+        preceded = {} if self.norm is None else {"before_norm": getattr(block, self.norm)}
+        return self.module.fused(x, *layers, residual=residual, **preceded, **self.settings)
 
 
 def make_plan(match: Match, block: nn.Module) -> Plan:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ._fused import Fused, Inner, Plan
+from ._fused import NORMS, Fused, Inner, Plan
 from ._match import activation_name, plain_type
-from .nn._base import obstacle
+from .nn._base import ChannelGate, obstacle
 from .nn._derived import original_type
 from .peers import HIDDEN, NoFit, Residual, residuals
 from .reference import ACTIVATIONS
@@ -44,12 +44,15 @@ def make_residual_plan(entry: Residual, block: nn.Module) -> Plan:
                 raise NoFit(f"{name} {problem}")
             inner.append(Inner((name,), (kind,), tuple(module._modules), random))
     inner += [replace(deeper, path=(entry.attention, *deeper.path)) for deeper in plan.inner]
+    *steps, last = entry.branch.steps
+    preceded = issubclass(plan.module, ChannelGate) and type(getattr(block, last)) in NORMS
     activation = activation_name(LAST, entry.activation, dict(block._modules))
     return replace(
         plan,
         layers=tuple(path and f"{entry.attention}.{path}" for path in plan.layers),
         settings=plan.settings | {"activation": activation},
         inner=tuple(inner),
-        before=entry.branch,
+        before=replace(entry.branch, steps=tuple(steps)) if preceded else entry.branch,
         children=tuple(block._modules),
+        norm=last if preceded else None,
     )
