@@ -13,28 +13,21 @@ from .pointwise import activation, chain, gate_function, gate_grad, image_offset
 
 
 @triton.jit
-def pixel_gate_fwd_kernel(
-    x_ptr, w_ptr, b_ptr, logits_ptr, residual_ptr, y_ptr, q_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
-    GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, COMBINE: tl.constexpr, HAS_B: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    ACTIVATION: tl.constexpr, RESIDENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+def gate_pixels(
+    n, block, x_ptr, w_ptr, b_ptr, logits_ptr, residual_ptr, y_ptr, q_ptr, C, HW, GATE: tl.constexpr, SPATIAL: tl.constexpr,
+    HAS_CHANNEL: tl.constexpr, COMBINE: tl.constexpr, HAS_B: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    RESIDENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+    LAST: tl.constexpr,
 ):  # fmt: skip
-    """q_np = sum over c of w_c x_ncp + b; y_ncp = a(x_ncp combine(f(logits_nc), h(q_np)) + residual_ncp).
-
-    q [N, HW]. A program owns BLOCK_P positions of one image and all their channels.
-    """
-    C = C_V * VEC_C
-    HW = HW_V * VEC_P
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // blocks_p
-    p = tl.program_id(0) % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    """What pixel_gate_fwd_kernel's program of that image and block of positions does. LAST: nobody reads its tiles of the maps again."""
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     image = image_offset(n, C, HW)
     q = tl.zeros([BLOCK_P], ACC)
     x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     for c0 in range(0, C, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         mask = (c[:, None] < C) & (p[None, :] < HW)
-        x = load_tile(x_ptr + image, tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE), mask, ACC)
+        x = load_tile(x_ptr + image, tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE), mask, ACC, LAST and RESIDENT)
         w = tl.load(w_ptr + c, mask=c < C, other=0.0).to(ACC)
         q += tl.sum(x * w[:, None], 0)
     if HAS_B:
@@ -46,12 +39,32 @@ def pixel_gate_fwd_kernel(
         mask = (c[:, None] < C) & (p[None, :] < HW)
         offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
         if not RESIDENT:
-            x = load_tile(x_ptr + image, offsets, mask, ACC)
+            x = load_tile(x_ptr + image, offsets, mask, ACC, LAST)
         s, _ = load_gates(logits_ptr, q_ptr, n, c, p, C, HW, GATE, SPATIAL, HAS_CHANNEL, False, ACC)
         y = gated(x, s[:, None], h[None, :], COMBINE)
         if HAS_RESIDUAL:
-            y += load_tile(residual_ptr + image, offsets, mask, ACC)
-        tl.store(y_ptr + image + offsets, activation(y, ACTIVATION).to(y_ptr.dtype.element_ty), mask=mask)
+            y += load_tile(residual_ptr + image, offsets, mask, ACC, LAST)
+        y = activation(y, ACTIVATION).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + image + offsets, y, mask=mask, eviction_policy="evict_first" if LAST else "")
+
+
+@triton.jit
+def pixel_gate_fwd_kernel(
+    x_ptr, w_ptr, b_ptr, logits_ptr, residual_ptr, y_ptr, q_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
+    GATE: tl.constexpr, SPATIAL: tl.constexpr, HAS_CHANNEL: tl.constexpr, COMBINE: tl.constexpr, HAS_B: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr, RESIDENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """q_np = sum over c of w_c x_ncp + b; y_ncp = a(x_ncp combine(f(logits_nc), h(q_np)) + residual_ncp).
+
+    q [N, HW]. A program owns BLOCK_P positions of one image and all their channels.
+    """
+    HW = HW_V * VEC_P
+    blocks_p = tl.cdiv(HW, BLOCK_P)
+    gate_pixels(
+        tl.program_id(0) // blocks_p, tl.program_id(0) % blocks_p, x_ptr, w_ptr, b_ptr, logits_ptr, residual_ptr, y_ptr, q_ptr, C_V * VEC_C, HW,
+        GATE, SPATIAL, HAS_CHANNEL, COMBINE, HAS_B, HAS_RESIDUAL, ACTIVATION, RESIDENT, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, ACC, False,
+    )  # fmt: skip
 
 
 @triton.jit

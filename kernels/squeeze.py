@@ -187,21 +187,12 @@ def combine_splits(
 
 
 @triton.jit
-def spatial_squeeze_fwd_kernel(
-    x_ptr, logits_ptr, stats_ptr, aux_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
-    GATE: tl.constexpr, HAS_CHANNEL: tl.constexpr, EVEN: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+def squeeze_positions(
+    n, block, x_ptr, logits_ptr, stats_ptr, aux_ptr, C, HW, GATE: tl.constexpr, HAS_CHANNEL: tl.constexpr, EVEN: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """stats_n0p = mean over c of u_ncp, stats_n1p = max over c of u_ncp, u_ncp = x_ncp f(logits_nc), or x_ncp without HAS_CHANNEL.
-
-    stats [N, 2, HW]; aux [N, HW]: first channel of the maximum, or with EVEN how many attain it. A program owns BLOCK_P positions of one image and
-    all their channels.
-    """
-    C = C_V * VEC_C
-    HW = HW_V * VEC_P
-    blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // blocks_p
-    p = tl.program_id(0) % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    """What spatial_squeeze_fwd_kernel's program of that image and block of positions does."""
+    p = block * BLOCK_P + tl.arange(0, BLOCK_P)
     x_ptr += image_offset(n, C, HW)
     total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
     top = tl.full([BLOCK_C, BLOCK_P], float("-inf"), ACC)
@@ -219,6 +210,25 @@ def spatial_squeeze_fwd_kernel(
     tl.store(stats_ptr + p, tl.sum(total, 0) / C, mask=p < HW)
     tl.store(stats_ptr + HW + p, value, mask=p < HW)
     tl.store(aux_ptr + n.to(tl.int64) * HW + p, kept, mask=p < HW)
+
+
+@triton.jit
+def spatial_squeeze_fwd_kernel(
+    x_ptr, logits_ptr, stats_ptr, aux_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
+    GATE: tl.constexpr, HAS_CHANNEL: tl.constexpr, EVEN: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """stats_n0p = mean over c of u_ncp, stats_n1p = max over c of u_ncp, u_ncp = x_ncp f(logits_nc), or x_ncp without HAS_CHANNEL.
+
+    stats [N, 2, HW]; aux [N, HW]: first channel of the maximum, or with EVEN how many attain it. A program owns BLOCK_P positions of one image and
+    all their channels.
+    """
+    HW = HW_V * VEC_P
+    blocks_p = tl.cdiv(HW, BLOCK_P)
+    squeeze_positions(
+        tl.program_id(0) // blocks_p, tl.program_id(0) % blocks_p, x_ptr, logits_ptr, stats_ptr, aux_ptr, C_V * VEC_C, HW, GATE, HAS_CHANNEL, EVEN,
+        CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, ACC,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -1,8 +1,10 @@
-"""Both passes of a channel gate in one launch, so that the second finds the map in the cache that the first one read it into.
+"""Two passes over the map in one launch, a channel squeeze and what its excite leads to, so that the second finds the map in the cache that the first
+one read it into.
 
-Programs draw tickets. These are dealt in waves, one for each image: the squeeze of image n, then the gate of image n - lag. A program that gates
-waits until its image's logits are there. It waits only for programs with smaller tickets, which have all started, so the launch completes however
-few of its programs run at once, in whatever order the device starts them. What lies between the two reads of an image is lag images.
+Programs draw tickets. These are dealt in waves, one for each image: the squeeze of image n, then the second pass over image n - lag. A program of
+the second pass waits until its image's logits are there. It waits only for programs with smaller tickets, which have all started, so the launch
+completes however few of its programs run at once, in whatever order the device starts them. What lies between the two reads of an image is lag
+images.
 
 What was stored before an arrival is visible after the wait, as in group.py.
 """
@@ -12,18 +14,21 @@ import triton.language as tl
 
 from .excite import arrive, excite_image_bwd, wait
 from .gate import combine_logits_grad, load_gates, output_cotangent, pools_cotangent
+from .pixel import gate_pixels
 from .pointwise import activation, activation_grad, chain, image_offset, load_tile, normalised, own_range, tile_offsets
-from .squeeze import squeeze_channels
+from .squeeze import squeeze_channels, squeeze_positions
 
 
 @triton.jit
-def draw_ticket(counter_ptr, lag, blocks):
-    """(n, block, whether it is of the first pass); there is no such image where n is too large in the first pass, or negative in the second."""
+def draw_ticket(counter_ptr, lag, squeezes, others):
+    """(n, block, whether it is of the first pass); there is no such image where n is too large in the first pass, or negative in the second.
+    squeezes, others: programs of an image in either pass."""
     ticket = tl.atomic_add(counter_ptr, 1, sem="relaxed", scope="gpu")
     if ticket == tl.num_programs(0) - 1:  # the last to be drawn
         tl.store(counter_ptr, 0)
-    first = ticket % (2 * blocks) < blocks
-    return ticket // (2 * blocks) - tl.where(first, 0, lag), ticket % blocks, first
+    block = ticket % (squeezes + others)
+    first = block < squeezes
+    return ticket // (squeezes + others) - tl.where(first, 0, lag), tl.where(first, block, block - squeezes), first
 
 
 @triton.jit
@@ -46,7 +51,7 @@ def channel_gate_ticket_fwd_kernel(
     HW = HW_V * VEC_P
     norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
-    n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks)
+    n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks, blocks)
     if first:
         if n < N:
             last = squeeze_channels(
@@ -94,7 +99,7 @@ def channel_gate_ticket_bwd_kernel(
     HW = HW_V * VEC_P
     norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
-    n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks)
+    n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks, blocks)
     zero, c, split, start, stop = own_range(block, C, HW, SPLITS, BLOCK_C, BLOCK_P)
     if first:
         if n < N:
@@ -145,3 +150,83 @@ def channel_gate_ticket_bwd_kernel(
             dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, u, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
             dx = chain(dx, activation_grad(x, BEFORE), BEFORE) * scale
             tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask, eviction_policy="evict_first")
+
+
+@triton.jit
+def concurrent_gate_ticket_fwd_kernel(
+    x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, bn_weight_ptr,
+    bn_bias_ptr, bn_mean_ptr, bn_var_ptr, w_ptr, b_ptr, residual_ptr, y_ptr, q_ptr, N, lag, C_V, HW_V, R, eps, K: tl.constexpr, ROWS: tl.constexpr,
+    VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, BEFORE: tl.constexpr,
+    AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
+    KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
+    GATE: tl.constexpr, SPATIAL: tl.constexpr, COMBINE: tl.constexpr, HAS_B: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, OTHER_C: tl.constexpr, OTHER_P: tl.constexpr,
+    EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """logits_nc = excite(z_n), z_nc = mean over p of x_ncp; q_np = sum over c of w_c x_ncp + b;
+    y_ncp = a(x_ncp combine(f(logits_nc), h(q_np)) + residual_ncp).
+
+    Tensors as in channel_squeeze_fwd_kernel and pixel_gate_fwd_kernel; counter and the first pass as in channel_gate_ticket_fwd_kernel. In the second
+    a program owns OTHER_P positions of one image and all their channels, OTHER_C >= C. Nothing stands before the map.
+    """
+    C = C_V * VEC_C
+    HW = HW_V * VEC_P
+    blocks = tl.cdiv(C, BLOCK_C) * SPLITS
+    others = tl.cdiv(HW, OTHER_P)
+    n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks, others)
+    if first:
+        if n < N:
+            last = squeeze_channels(
+                n * blocks + block, x_ptr, x_ptr, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr,
+                w1_ptr, b1_ptr, w2_ptr, b2_ptr, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), C_V, HW_V, R, K, ROWS, VEC_C, VEC_P,
+                SPLITS, False, BEFORE, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE,
+                BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+            )  # fmt: skip
+            if last:
+                arrive(counter_ptr + N + n, others + 1)  # with the logits stored
+    elif n >= 0:
+        wait(counter_ptr + N + n)
+        arrive(counter_ptr + N + n, others + 1)  # to leave the counter at zero
+        gate_pixels(
+            n, block, x_ptr, w_ptr, b_ptr, logits_ptr, residual_ptr, y_ptr, q_ptr, C, HW, GATE, SPATIAL, True, COMBINE, HAS_B, HAS_RESIDUAL,
+            ACTIVATION, True, CHANNELS_LAST, LARGE, OTHER_C, OTHER_P, ACC, True,
+        )  # fmt: skip
+
+
+@triton.jit
+def both_squeezes_ticket_fwd_kernel(
+    x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, bn_weight_ptr,
+    bn_bias_ptr, bn_mean_ptr, bn_var_ptr, stats_ptr, saux_ptr, N, lag, C_V, HW_V, R, eps, K: tl.constexpr, ROWS: tl.constexpr,
+    VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, BEFORE: tl.constexpr,
+    AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
+    KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
+    GATE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, OTHER_C: tl.constexpr, OTHER_P: tl.constexpr,
+    EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """logits_nc = excite(z_n), z_nkc = pool_k over p of x_ncp; stats_n0p, stats_n1p = mean and maximum over c of x_ncp f(logits_nc).
+
+    Tensors as in channel_squeeze_fwd_kernel and spatial_squeeze_fwd_kernel; counter and the first pass as in channel_gate_ticket_fwd_kernel. In the
+    second a program owns OTHER_P positions of one image and all their channels, OTHER_C at a time. Nothing stands before the map.
+    """
+    C = C_V * VEC_C
+    HW = HW_V * VEC_P
+    blocks = tl.cdiv(C, BLOCK_C) * SPLITS
+    others = tl.cdiv(HW, OTHER_P)
+    n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks, others)
+    if first:
+        if n < N:
+            last = squeeze_channels(
+                n * blocks + block, x_ptr, x_ptr, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr,
+                w1_ptr, b1_ptr, w2_ptr, b2_ptr, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), C_V, HW_V, R, K, ROWS, VEC_C, VEC_P,
+                SPLITS, False, BEFORE, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE,
+                BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+            )  # fmt: skip
+            if last:
+                arrive(counter_ptr + N + n, others + 1)  # with the logits stored
+    elif n >= 0:
+        wait(counter_ptr + N + n)
+        arrive(counter_ptr + N + n, others + 1)  # to leave the counter at zero
+        squeeze_positions(
+            n, block, x_ptr, logits_ptr, stats_ptr, saux_ptr, C, HW, GATE, True, EVEN, CHANNELS_LAST, LARGE, OTHER_C, OTHER_P, ACC
+        )  # fmt: skip

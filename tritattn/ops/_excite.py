@@ -60,7 +60,7 @@ def _network(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[s
     )  # fmt: skip
 
 
-def _arguments(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec, config: tuning.Config, inside: bool) -> dict[str, Any]:
+def arguments(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec, config: tuning.Config, inside: bool) -> dict[str, Any]:
     """What every kernel that squeezes takes; the parameters are matrices. inside: the excite is done by the last program of an image."""
     w1, b1, w2, b2 = params
     splits = config.splits
@@ -72,26 +72,30 @@ def _arguments(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec
     )  # fmt: skip
 
 
-def _ticketed(m: Map, w1: Tensor | None, w2: Tensor | None) -> tuple[tuple[int], dict[str, Any]] | None:
-    """(grid, arguments) of a launch of kernels/ticket.py; None where a launch for each pass is better."""
+def ticketed(m: Map, w1: Tensor | None, w2: Tensor | None, others: int = 0) -> tuple[tuple[int], dict[str, Any]] | None:
+    """(grid, arguments) of a launch of kernels/ticket.py; None where a launch for each pass is better.
+
+    others: programs of an image in the second pass, where they are not those of the first."""
     config = m.config("ticket")
     if not config.lag or not _small(m, w1, w2):
         return None
-    programs = (m.n + config.lag) * 2 * -(-m.c // config.block_c) * config.splits
-    return (programs,), dict(counter_ptr=counters(m.x, 2 * m.n + 1), N=m.n, lag=config.lag)
+    squeezes = -(-m.c // config.block_c) * config.splits
+    others = others or squeezes
+    lag = -(-2 * squeezes * config.lag // (squeezes + others))  # as many programs apart
+    return ((m.n + lag) * (squeezes + others),), dict(counter_ptr=counters(m.x, 2 * m.n + 1), N=m.n, lag=lag)
 
 
 def gated(m: Map, params: Sequence[Tensor | None], residual: Tensor | None, spec: Spec) -> tuple[Tensor, Excited]:
     """(y, what led to its gate): one launch while the excite's weights are small, see kernels/ticket.py."""
     w1, b1, w2, b2 = params = [matrix(t) for t in params]
-    ticketed = _ticketed(m, w1, w2)
-    if ticketed is None:
+    ticket = ticketed(m, w1, w2)
+    if ticket is None:
         excited = forward(m, w1, b1, w2, b2, spec)
         return gate_forward(m, excited.logits, None, residual, spec), excited
-    grid, args = ticketed
+    grid, args = ticket
     out, y = fake(m.x, w1, spec), m.empty()
     kernels().channel_gate_ticket_fwd_kernel[grid](
-        **_arguments(m, out, params, spec, m.config("ticket"), True), **args, residual_ptr=m.same(residual), y_ptr=y, GATE=spec.gate,
+        **arguments(m, out, params, spec, m.config("ticket"), True), **args, residual_ptr=m.same(residual), y_ptr=y, GATE=spec.gate,
         HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
     )  # fmt: skip
     return m.output(y), out
@@ -102,8 +106,8 @@ def gated_backward(
 ) -> list[Tensor | None]:
     """Gradients of the map, w1, b1, w2, b2, each only if it is needed; stores da into the cotangent."""
     w1, w2 = matrix(params[0]), matrix(params[2])
-    ticketed = _ticketed(m, w1, w2) if needs[0] else None
-    if ticketed is None:
+    ticket = ticketed(m, w1, w2) if needs[0] else None
+    if ticket is None:
         dlogits = gate_backward_channel(m, saved.logits, spec, cotangent=cotangent)
         dz, grads = backward(m, dlogits, params, saved, spec, needs[1:], needs[0])
         cotangent.stored()
@@ -111,7 +115,7 @@ def gated_backward(
             return [None, *grads]
         assert dz is not None
         return [gate_backward_input(m, spec, cotangent=cotangent, logits=saved.logits, pooled=(saved.z, dz, saved.aux)), *grads]
-    grid, args = ticketed
+    grid, args = ticket
     config = m.config("ticket")
     k, rows, r = _sizes(w1, spec)
     dx, dlogits, dz, dhidden = m.empty(), m.small(m.n, m.c), m.small(m.n, k, m.c), torch.empty_like(saved.hidden)
@@ -141,7 +145,7 @@ def forward(
     config = m.config("excited" if inside and spec.kind == "mlp" else "means" if spec.pools == "avg" else "pools")
     programs = m.n * -(-m.c // config.block_c) * config.splits
     kernels().channel_squeeze_fwd_kernel[(programs,)](
-        **_arguments(m, out, (w1, b1, w2, b2), spec, config, inside), other_ptr=other, sum_ptr=total, HAS_OTHER=other is not None,
+        **arguments(m, out, (w1, b1, w2, b2), spec, config, inside), other_ptr=other, sum_ptr=total, HAS_OTHER=other is not None,
         counter_ptr=counters(m.x, m.n) if config.splits > 1 or inside else None,
     )  # fmt: skip
     if spec.kind == "none" or inside:

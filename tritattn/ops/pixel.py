@@ -143,8 +143,23 @@ def _scse_fake(x, w1, b1, w2, b2, w, b, residual, spec: Spec) -> tuple[Tensor, .
 
 def _scse_launch(x, w1, b1, w2, b2, w, b, residual, spec: Spec) -> tuple[Tensor, ...]:
     m = Map(x)
-    excited = _excite.forward(m, w1, b1, w2, b2, spec)
-    return (*_pixel_forward(m, w, b, excited.logits, residual, spec), *excited)
+    params = [matrix(t) for t in (w1, b1, w2, b2)]
+    config, pixel = m.config("ticket"), m.config("pixel")
+    # in one launch with the squeeze, whose registers are limited
+    block_p = pixel.block_p // 2 if x.element_size() > 2 else pixel.block_p
+    wide = m.channels_last or block_p * x.element_size() >= tuning.SECTOR
+    ticket = _excite.ticketed(m, params[0], params[2], -(-m.hw // block_p)) if pixel.block_c >= m.c and not pixel.group and wide else None
+    if ticket is None:
+        excited = _excite.forward(m, w1, b1, w2, b2, spec)
+        return (*_pixel_forward(m, w, b, excited.logits, residual, spec), *excited)
+    grid, args = ticket
+    excited, y, q = _excite.fake(m.x, w1, spec), m.empty(), m.small(m.n, m.hw)
+    kernels().concurrent_gate_ticket_fwd_kernel[grid](
+        **_excite.arguments(m, excited, params, spec, config, True), **args, w_ptr=matrix(w), b_ptr=b, residual_ptr=m.same(residual), y_ptr=y,
+        q_ptr=q, GATE=spec.gate, SPATIAL=spec.spatial_gate, COMBINE=spec.combine, HAS_B=b is not None, HAS_RESIDUAL=residual is not None,
+        ACTIVATION=spec.activation, OTHER_C=pixel.block_c, OTHER_P=block_p,
+    )  # fmt: skip
+    return m.output(y), q, *excited
 
 
 def _scse_backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:

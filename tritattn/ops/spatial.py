@@ -51,18 +51,43 @@ def _launch(x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var
         m.x, w1, b1, w2, b2, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spec
     )  # fmt: skip
     if spec.kind != "none":
-        logits, *excited = _excite.forward(m, w1, b1, w2, b2, spec, one_launch=True)
+        logits, *excited = _squeeze_both(m, (w1, b1, w2, b2), stats, aux, spec)
+    else:
+        _squeeze_positions(m, logits, stats, aux, spec)
     rest = (logits, map_slot, spatial_slot, *excited, stats, aux)
-    config = m.config("column")
-    k = kernels()
-    k.spatial_squeeze_fwd_kernel[(m.n * -(-m.hw // config.block_p),)](
-        m.x, logits, stats, aux, **m.args, GATE=spec.gate, HAS_CHANNEL=spec.kind != "none", EVEN=spec.max_grad == "even",
-        **config.args,
-    )  # fmt: skip
     if weight is None:
         return stats.clone(), *rest
     _convolution_launch(stats, weight, bias, bn_weight, bn_bias, bn_mean, bn_var, spatial, spec)
     return spatial, *rest
+
+
+def _squeeze_positions(m: Map, logits: Tensor, stats: Tensor, aux: Tensor, spec: Spec) -> None:
+    config = m.config("column")
+    kernels().spatial_squeeze_fwd_kernel[(m.n * -(-m.hw // config.block_p),)](
+        m.x, logits, stats, aux, **m.args, GATE=spec.gate, HAS_CHANNEL=spec.kind != "none", EVEN=spec.max_grad == "even",
+        **config.args,
+    )  # fmt: skip
+
+
+def _squeeze_both(m: Map, params: Sequence[Tensor | None], stats: Tensor, aux: Tensor, spec: Spec) -> _excite.Excited:
+    """Channels, then the positions of the gated map: one launch while the excite's weights are small, see kernels/ticket.py."""
+    w1, b1, w2, b2 = (matrix(t) for t in params)
+    config, column = m.config("ticket"), m.config("column")
+    # about as much of an image in each program as in one that squeezes channels, in rows of 64 bytes
+    size = m.x.element_size()
+    block_p = min(column.block_p, max(64 // size, tuning.power_of_two(tuning.TICKET_BYTES // (m.c * size))))
+    ticket = _excite.ticketed(m, w1, w2, -(-m.hw // block_p))
+    if ticket is None:
+        excited = _excite.forward(m, w1, b1, w2, b2, spec, one_launch=True)
+        _squeeze_positions(m, excited.logits, stats, aux, spec)
+        return excited
+    grid, args = ticket
+    excited = _excite.fake(m.x, w1, spec)
+    kernels().both_squeezes_ticket_fwd_kernel[grid](
+        **_excite.arguments(m, excited, (w1, b1, w2, b2), spec, config, True), **args, stats_ptr=stats, saux_ptr=aux, GATE=spec.gate,
+        OTHER_C=max(1, min(tuning.power_of_two(m.c), config.block_c * config.block_p // block_p)), OTHER_P=block_p,
+    )  # fmt: skip
+    return excited
 
 
 def _convolution_launch(stats: Tensor, weight: Tensor, bias, bn_weight, bn_bias, bn_mean, bn_var, spatial: Tensor, spec: Spec) -> None:
