@@ -257,10 +257,11 @@ def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
         return replace(column, splits=-(-hw // column.block_p))
     steps = -(-hw // block_p)
     splits = min(steps, max(1, power_of_two(-(-4 * sms // max(n, 1)))))
-    # a limit that leaves two programs to a multiprocessor, where no more are needed
+    # a limit that leaves two programs to a multiprocessor, where no more are needed, or one
     vectors = (c if channels_last else hw) % 4 == 0
     limited = vectors and (itemsize == 2 if maps == 1 else channels_last and itemsize < 8)
-    return Config(block_c, block_p, splits, 8, maxnreg=128 if limited else 0)
+    limit = 128 if limited else 248 if maps == 1 and itemsize == 2 else 0
+    return Config(block_c, block_p, splits, 8, maxnreg=limit)
 
 
 def _group(n: int, c: int, hw: int, itemsize: int, sms: int, maps: int = 1) -> Config | None:
