@@ -477,3 +477,26 @@ def test_the_real_steps_are_commands_of_this_harness():
         if name != "tests":
             known = {option for parameter in commands[name].params for option in parameter.opts}
             assert step.command[:3] == ("-m", "perf", name) and {part for part in step.command if part.startswith("--")} <= known
+
+
+def test_targets_stand_beside_what_is_predicted_and_measured():
+    from perf import targets
+
+    site, rows, timed = targets.LARGE[0], [], []
+    place = {"op": "se+residual+relu", "layout": "contiguous", "dtype": "bf16", "c": str(site.c), "h": str(site.h), "w": str(site.w), "status": "ok"}
+    for mode, u in (("fwd", {"eager": 8, "compile": 6, "tritattn": 4}), ("bwd", {"eager": 13, "compile": 8, "tritattn": 6})):
+        for provider, total in u.items():
+            ours = {"dram_u": str(total - 1), "floor_u": "3"} if provider == "tritattn" else {"floor_u": "3"}
+            rows.append({**HERE, **place, "mode": mode, "provider": provider, "n": "2", "total_u": str(total), "launches": "1", **ours})
+    for provider, ms in (("eager", "3"), ("tritattn", "1")):
+        for timer in ("graph", "cpu"):
+            spread = {"ms_p20": ms, "ms_p80": ms, "pct_copy": "90", "timer": timer, "params": timer}
+            timed.append({**HERE, **place, "mode": "fwd", "provider": provider, "n": "256", "ms_p50": ms if timer == "graph" else "7", **spread})
+    code = [f"code {i}" for i in range(len(targets.TARGETS))]
+    found = targets.lines(schema.frame(rows, schema.TRAFFIC), schema.frame(timed, schema.SWEEP), None, code)
+    forward, both = (next(cells for cells in found if cells[0] == f"SE + residual + ReLU {what}") for what in ("forward", "forward + backward"))
+    assert forward[1:4] == ["≥ 2.4", "2.67", "3.00 (lowest 3.00)"] and forward[4:7] == ["≥ 1.3", "2.00", "-"]
+    assert forward[7:] == ["≥ 85 %", "100", "90 (lowest 90)", "1, 1, 1", "code 3"]
+    assert both[1:4] == ["≥ 2.3", "2.62", "-"] and both[10] == "2, 2, 2"
+    assert found[-2][9] == "1 of 1 rows"
+    assert {len(cells) for cells in found} == {len(targets.TITLES)}
