@@ -64,6 +64,11 @@ def convert(model: nn.Module) -> Report:
     call that the fused pass does not cover (hooks or new types inside, an input of another rank) takes the original
     forward.
 
+    A residual block that ends in such attention, the sum with its shortcut and an activation that the gating pass knows
+    (timm's ResNet, SENet, SKNet, TResNet and ByobNet, MONAI's and segmentation_models_pytorch's SENet, the authors')
+    takes both into that pass, and has a row of its own beside the attention's. While stochastic depth is active, or
+    where something in it has been changed or hooked, its original forward runs, with the fused attention inside.
+
     Every block is first run beside its fused form on copies, in fp64, in training and evaluation mode, with and
     without ties, and compared in outputs, gradients and buffers. A block that differs, has no data (meta), is sharded,
     compiled or scripted, or holds hooks or unknown modules is left as it is. Convert before `torch.compile`. Options
