@@ -32,6 +32,26 @@ def draw_ticket(counter_ptr, lag, squeezes, others):
 
 
 @triton.jit
+def squeeze_turn(
+    n, block, blocks, others, N, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
+    norm, C_V, HW_V, R, K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, BEFORE: tl.constexpr,
+    AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
+    KIND: tl.constexpr, HIDDEN: tl.constexpr, TAPS: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    EXCITE_C: tl.constexpr, EXCITE_R: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The first pass of a forward launch: one of `blocks` programs of image n, the last of which tells the `others` of the second pass."""
+    if n < N:
+        last = squeeze_channels(
+            n * blocks + block, x_ptr, x_ptr, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr,
+            w2_ptr, b2_ptr, norm, C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, False, BEFORE, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, KIND,
+            HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+        )  # fmt: skip
+        if last:
+            arrive(counter_ptr + N + n, others + 1)  # with the logits stored
+
+
+@triton.jit
 def channel_gate_ticket_fwd_kernel(
     x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, bn_weight_ptr,
     bn_bias_ptr, bn_mean_ptr, bn_var_ptr, residual_ptr, y_ptr, N, lag, C_V, HW_V, R, eps, K: tl.constexpr, ROWS: tl.constexpr,
@@ -53,14 +73,11 @@ def channel_gate_ticket_fwd_kernel(
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
     n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks, blocks)
     if first:
-        if n < N:
-            last = squeeze_channels(
-                n * blocks + block, x_ptr, x_ptr, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr,
-                w1_ptr, b1_ptr, w2_ptr, b2_ptr, norm, C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, False, BEFORE, AVG_AT, MAX_AT, MIX_AT, LP_AT,
-                LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
-            )  # fmt: skip
-            if last:
-                arrive(counter_ptr + N + n, blocks + 1)  # with the logits stored
+        squeeze_turn(
+            n, block, blocks, blocks, N, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr,
+            b2_ptr, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, BEFORE, AVG_AT, MAX_AT,
+            MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+        )  # fmt: skip
     elif n >= 0:
         wait(counter_ptr + N + n)
         arrive(counter_ptr + N + n, blocks + 1)  # to leave the counter at zero
@@ -175,15 +192,11 @@ def concurrent_gate_ticket_fwd_kernel(
     others = tl.cdiv(HW, OTHER_P)
     n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks, others)
     if first:
-        if n < N:
-            last = squeeze_channels(
-                n * blocks + block, x_ptr, x_ptr, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr,
-                w1_ptr, b1_ptr, w2_ptr, b2_ptr, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), C_V, HW_V, R, K, ROWS, VEC_C, VEC_P,
-                SPLITS, False, BEFORE, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE,
-                BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
-            )  # fmt: skip
-            if last:
-                arrive(counter_ptr + N + n, others + 1)  # with the logits stored
+        squeeze_turn(
+            n, block, blocks, others, N, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr,
+            b2_ptr, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, BEFORE, AVG_AT, MAX_AT,
+            MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+        )  # fmt: skip
     elif n >= 0:
         wait(counter_ptr + N + n)
         arrive(counter_ptr + N + n, others + 1)  # to leave the counter at zero
@@ -215,15 +228,11 @@ def both_squeezes_ticket_fwd_kernel(
     others = tl.cdiv(HW, OTHER_P)
     n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks, others)
     if first:
-        if n < N:
-            last = squeeze_channels(
-                n * blocks + block, x_ptr, x_ptr, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr,
-                w1_ptr, b1_ptr, w2_ptr, b2_ptr, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), C_V, HW_V, R, K, ROWS, VEC_C, VEC_P,
-                SPLITS, False, BEFORE, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE,
-                BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
-            )  # fmt: skip
-            if last:
-                arrive(counter_ptr + N + n, others + 1)  # with the logits stored
+        squeeze_turn(
+            n, block, blocks, others, N, x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr,
+            b2_ptr, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), C_V, HW_V, R, K, ROWS, VEC_C, VEC_P, SPLITS, BEFORE, AVG_AT, MAX_AT,
+            MIX_AT, LP_AT, LSE_AT, EVEN, KIND, HIDDEN, TAPS, HAS_B1, HAS_B2, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, EXCITE_R, ACC,
+        )  # fmt: skip
     elif n >= 0:
         wait(counter_ptr + N + n)
         arrive(counter_ptr + N + n, others + 1)  # to leave the counter at zero
