@@ -140,7 +140,6 @@ def forward(
     images, so that weights are not read once per image; not with `one_launch`."""
     w1, b1, w2, b2 = (matrix(t) for t in (w1, b1, w2, b2))
     out = fake(m.x, w1, spec)
-    k, rows, r = _sizes(w1, spec)
     inside = spec.kind != "none" and (one_launch or _small(m, w1, w2))
     config = m.config("excited" if inside and spec.kind == "mlp" else "means" if spec.pools == "avg" else "pools")
     programs = m.n * -(-m.c // config.block_c) * config.splits
@@ -148,8 +147,15 @@ def forward(
         **arguments(m, out, (w1, b1, w2, b2), spec, config, inside), other_ptr=other, sum_ptr=total, HAS_OTHER=other is not None,
         counter_ptr=counters(m.x, m.n) if config.splits > 1 or inside else None,
     )  # fmt: skip
-    if spec.kind == "none" or inside:
-        return out
+    if spec.kind != "none" and not inside:
+        excite(m, out, (w1, b1, w2, b2), spec)
+    return out
+
+
+def excite(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec) -> None:
+    """hidden and logits from z, batched over images; the parameters are matrices."""
+    w1, b1, w2, b2 = params
+    k, rows, r = _sizes(w1, spec)
     assert w2 is not None
     image = rows * m.c
     if spec.kind == "mlp":
@@ -163,7 +169,6 @@ def forward(
         linear(m, out.z, w2, out.logits, (m.n, m.c, m.c), a=(image, 1, m.c), b=(m.c, 1), to=(m.c, 1), q=k, bias=b2, scale=k)
     else:
         out.logits.copy_(reference.excite(out.z, None, None, w2, b2, kind=spec.kind, hidden="none"))
-    return out
 
 
 def backward(
