@@ -14,9 +14,9 @@ from .. import reference, tuning
 from .._library import INTERPRET
 from .._relay import RelaySqueeze
 from .._spec import Spec
+from ._channel import channel_relay_gate
 from ._launch import NO_NORM, Cotangent, Map, gate_backward_input, kernels, matrix
 from ._networks import hooked
-from .channel import channel_relay_gate
 
 STEPS = 32  # that a program takes at least, where there are so many
 

@@ -17,9 +17,9 @@ from .._library import INTERPRET, Family
 from .._relay import RelaySqueeze
 from .._spec import Spec
 from . import _checks
+from ._channel import channel_relay_gate
 from ._launch import NO_NORM, Cotangent, Map, gate_backward_input, gate_forward, kernels
 from ._networks import Networks, called, each, network
-from .channel import channel_relay_gate
 from .convolution import convolve, pointwise
 
 # -- the covariance --------------------------------------------------------------------------------------------------------------------------

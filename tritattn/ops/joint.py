@@ -12,9 +12,9 @@ from .. import reference
 from .._relay import through
 from .._spec import Spec
 from . import _checks
+from ._channel import channel_relay
 from ._launch import NO_NORM
 from ._networks import Network, called, network
-from .channel import channel_relay
 from .gate import gate_family
 from .spatial import spatial_gate
 

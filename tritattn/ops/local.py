@@ -17,8 +17,9 @@ from .._library import _without_autocast
 from .._relay import RelayGate, RelaySqueeze, through
 from .._spec import Spec
 from . import _checks
+from ._channel import attend
 from ._launch import Cotangent, Map, _channels_last, kernels, vector
-from .channel import MAX_GRADS, attend, mlp_kind, se
+from .channel import MAX_GRADS, mlp_kind, se
 from .gate import gate as weigh
 
 
