@@ -29,7 +29,7 @@ class ShapeSet:
 _RESNET50 = (Site(3, 256, 56, 56, 16), Site(4, 512, 28, 28, 32), Site(6, 1024, 14, 14, 64), Site(3, 2048, 7, 7, 128))
 
 SETS = {
-    "se_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("se", "ese", "eca")),
+    "se_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("se", "norm_se", "ese", "eca")),
     "cbam_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("cbam", "channel_attention", "spatial_attention")),
     "sa_resnet50": ShapeSet(_RESNET50, (256, 32, 1), ("shuffle", "simam", "ge"), {"groups": 64}),
     "mobilenetv3": ShapeSet(

@@ -228,8 +228,11 @@ def check(op: Op, inputs: Inputs, activation: str = "none", wanted: Collection[s
         dtype = (accumulator if op.raw else inputs.x.dtype) if name == "y" else kinds[name]
         # all of an image, or of the batch, and the steps from the statistics to the gate
         terms = 16 + math.prod(rest) * (1 if _of_map(name) else n)
-        # a single number, a bias inside a module, or what is zero altogether may be a sum that cancels: its error is that of all parameters'
-        cancels = expected[name].numel() == 1 or not expected[name].any() or ("." in name and expected[name].dim() == 1)
+        # a single number, in as many places as there are, a bias inside a module, or what is zero altogether may be a sum that cancels: its error is
+        # that of all parameters'
+        single = expected[name].numel() == 1 or not expected[name].any()
+        single |= not _of_map(name) and len(set(expected[name].flatten().tolist()) - {0.0}) == 1
+        cancels = single or ("." in name and expected[name].dim() == 1)
         like = gradients if name in inputs.tensors() and cancels and gradients else [expected[name]]
         if name in inputs.buffers():  # a mean may cancel as well; how far its terms spread is in the variance beside it
             like = [expected[other] for other in inputs.buffers() if expected[other].is_floating_point()]

@@ -214,7 +214,7 @@ class Family:
 
     def _route(self, x: Tensor, inputs: tuple[Tensor | None, ...], spec: Spec) -> Any:
         if torch.compiler.is_compiling():
-            if self._usable(x) and not torch.onnx.is_in_onnx_export():
+            if self.reaches_kernels(x):
                 _met_dtensors()
                 return self._results(_tuple(self.op(*inputs, encode(spec))))
             return self._results(self.reference(*inputs, spec))
@@ -230,6 +230,12 @@ class Family:
         if not self._usable(x) and not (sharded and isinstance(x, sharded)):
             return self._results(self.reference(*inputs, spec))
         return self._results(_tuple(self.op(*inputs, encode(spec))))
+
+    def reaches_kernels(self, x: Tensor) -> bool:
+        """Whether a call on x is for the kernels, or a tool needs to see plain torch, or nothing else can run."""
+        if torch.compiler.is_compiling():
+            return self._usable(x) and not torch.onnx.is_in_onnx_export()
+        return not _transformed() and self._usable(x)
 
     def _results(self, outputs: Sequence[Tensor]) -> Any:
         return outputs[0] if self.differentiable == 1 else tuple(outputs[: self.differentiable])

@@ -1,7 +1,8 @@
-"""SE, ESE, ECA and cSE."""
+"""SE, also after a BatchNorm, ESE, ECA and cSE."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ def _ese(x: Tensor, w: Weights, p: Params) -> Tensor:
 def _eca(x: Tensor, w: Weights, p: Params) -> Tensor:
     z = F.conv1d(x.mean((2, 3)).unsqueeze(1), w["w"], padding=p["k"] // 2)
     return x * torch.sigmoid(z).view(x.shape[0], -1, 1, 1).expand_as(x)
+
+
+def _norm_se(x: Tensor, w: Weights, p: Params) -> Tensor:
+    return _se(w["before_norm"](x), w, p)
+
+
+def _norm_shapes(c: int, p: Params) -> dict[str, Any]:
+    return {**mlp_shapes(c, p), "before_norm": partial(nn.BatchNorm2d, c)}
 
 
 def cse(x: Tensor, w: Weights, p: Params) -> Tensor:
@@ -48,6 +57,10 @@ def _timm_eca(timm: Any, c: int, p: Params) -> nn.Module:
 _PEERS = {"timm": Peer(_timm_se), "torchvision": Peer(_torchvision_se)}
 BLOCKS = {
     "se": Block(mlp_shapes, _se, fused("se", "hidden", "gate"), {"rd": 0, "hidden": "relu", "gate": "sigmoid"}, (3, 4), _PEERS),
+    # after the BatchNorm, in training, which ends a residual block's branch; its statistics are of all images, so that nothing stays on chip
+    "norm_se": Block(
+        _norm_shapes, _norm_se, fused("se", "hidden", "gate"), {"rd": 0, "hidden": "relu", "gate": "sigmoid"}, (3, 5), floor=(3, 5), rereads=True
+    ),
     "ese": Block(
         lambda c, p: {"w": (c, c, 1, 1), "b": (c,)}, _ese, fused("ese", "gate"), {"gate": "hard_sigmoid"}, (3, 4), {"timm": Peer(_timm_ese)}
     ),

@@ -14,7 +14,7 @@ SHAPE = (2, 3, 2, 4)
 REPRESENTATIVES = [
     *("se", "eca-mlp", "eca-circular", "sse", "scse-max", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"),
     *("gc-both", "gsop", "gsop-fused", "shuffle", "splat-groups", "triplet-even", "ge"),
-    *("aff", "blend", "se-before", "eca-mlp-before"),
+    *("aff", "blend", "se-before", "eca-mlp-before", "se-trained"),
 ]
 
 

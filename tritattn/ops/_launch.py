@@ -22,9 +22,9 @@ def kernels() -> Any:
     """Triton and the kernels, imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import axis, context, convolution, covariance, excite, fusion, gate, group, local, pixel, plane, select, squeeze, ticket
+    from ..kernels import axis, context, convolution, covariance, excite, fusion, gate, group, local, norm, pixel, plane, select, squeeze, ticket
 
-    modules = (excite, squeeze, gate, pixel, group, context, covariance, convolution, plane, select, axis, local, fusion, ticket)
+    modules = (excite, squeeze, gate, pixel, group, context, covariance, convolution, plane, select, axis, local, fusion, norm, ticket)
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import reference
 from .._library import _without_autocast
 from .._spec import Spec
-from . import _checks, _excite
+from . import _checks, _excite, _norm
 from ._channel import attend, channel_gate, channel_squeeze
-from ._launch import NO_NORM, Norm
+from ._launch import NO_NORM
 from ._prologue import prepared
 
 RANKS = (3, 4, 5)
@@ -90,18 +90,29 @@ def se(
     kind = mlp_kind(x, w1, b1, w2, b2, hidden)
     if norm is not None and not isinstance(norm, torch.nn.Module):
         raise TypeError(f"norm: got {type(norm).__name__}, expected None or a module")
-    x, first, spec = prepared(x, before_norm, Spec(pool, kind, hidden, gate, max_grad=max_grad, activation=activation, before=before))
-    if norm is None:
-        return channel_gate(x, w1, b1, w2, b2, *first, residual, spec=spec)
-    if _excite.plain_norm(norm):
-        return channel_gate(x, *_excite.folded(w1, b1, norm, reference.accumulator(x.dtype)), w2, b2, *first, residual, spec=spec)
-    return _attend_small(x, first, (w1, b1, w2, b2), residual, spec, norm)
+    spec = Spec(pool, kind, hidden, gate, max_grad=max_grad, activation=activation, before=before)
+    if norm is not None and not _excite.plain_norm(norm):
+        return _attend_small(x, (w1, b1, w2, b2), before_norm, residual, spec, norm)
+    if norm is not None:
+        w1, b1 = _excite.folded(w1, b1, norm, reference.accumulator(x.dtype))
+    return _gated(x, (w1, b1, w2, b2), before_norm, residual, spec)
+
+
+Params = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _gated(x: Tensor, params: Params, before_norm: torch.nn.Module | None, residual: Tensor | None, spec: Spec) -> Tensor:
+    if _norm.trains(before_norm, x, spec):
+        return _norm.gated(x, params, before_norm, residual, spec)
+    x, first, spec = prepared(x, before_norm, spec)
+    return channel_gate(x, *params, *first, residual, spec=spec)
 
 
 def _attend_small(
-    x: Tensor, first: Norm, params: tuple[Tensor | None, ...], residual: Tensor | None, spec: Spec, norm: torch.nn.Module | None = None
+    x: Tensor, params: Params, before_norm: torch.nn.Module | None, residual: Tensor | None, spec: Spec, norm: torch.nn.Module | None = None
 ) -> Tensor:
     """The reference's excite between the two passes, in the accumulator's arithmetic whatever autocast says."""
+    x, first, spec = prepared(x, before_norm, spec)
 
     def excite(z: Tensor) -> Tensor:
         with _without_autocast(x.device.type):
@@ -123,8 +134,7 @@ def ese(
     _common(x, residual, activation, gate)
     _checks.layer("w", w, x, x.shape[1], x.shape[1])
     _checks.parameter("b", b, x, (x.shape[1],))
-    x, first, spec = prepared(x, before_norm, Spec("avg", "fc", "none", gate, activation=activation, before=before))
-    return channel_gate(x, None, None, w, b, *first, residual, spec=spec)
+    return _gated(x, (None, None, w, b), before_norm, residual, Spec("avg", "fc", "none", gate, activation=activation, before=before))
 
 
 def eca(
@@ -156,10 +166,9 @@ def eca(
     _checks.parameter("b", b, x, (1,))
     kind = "conv" if padding == "zeros" else "circular"
     spec = Spec("avg", kind, "none" if w1 is None else hidden, gate, activation=activation, before=before)
-    x, first, spec = prepared(x, before_norm, spec)
     if w1 is not None:
-        return _attend_small(x, first, (w1, b1, w, b), residual, spec)
-    return channel_gate(x, None, None, w, b, *first, residual, spec=spec)
+        return _attend_small(x, (w1, b1, w, b), before_norm, residual, spec)
+    return _gated(x, (None, None, w, b), before_norm, residual, spec)
 
 
 def cse(
@@ -193,9 +202,9 @@ def channel_attention(
     if not apply:
         _refuse_epilogue(residual, activation)
     spec = Spec(names, kind, hidden, gate, max_grad=max_grad, activation=activation, before=before)
-    x, first, spec = prepared(x, before_norm, spec)
     if apply:
-        return channel_gate(x, w1, b1, w2, b2, *first, residual, spec=spec)
+        return _gated(x, (w1, b1, w2, b2), before_norm, residual, spec)
+    x, first, spec = prepared(x, before_norm, spec)
     logits = channel_squeeze(x, w1, b1, w2, b2, *first, spec=spec)
     return reference.broadcast_channels(reference.GATES[gate](logits).to(x.dtype), x)
 
