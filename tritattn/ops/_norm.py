@@ -28,7 +28,7 @@ def _fake(x, w1, *rest) -> tuple[Tensor, ...]:
 
 def _per_channel(m: Map) -> dict[str, Any]:
     """Tiles of the kernels that take the statistics of all images: programs enough, and few rows of them that follow each other."""
-    return dict(BLOCK_N=min(tuning.power_of_two(m.n), 128), BLOCK_C=min(tuning.power_of_two(m.c), 16), ACC=m.acc_tl)
+    return dict(BLOCK_N=min(tuning.power_of_two(m.n), 128), BLOCK_C=min(tuning.power_of_two(m.c), 16), ACC=m.acc_tl, num_warps=8)
 
 
 def _launch(x, w1, b1, w2, b2, weight, bias, residual, spec: Spec) -> tuple[Tensor, ...]:
@@ -74,10 +74,10 @@ def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequen
         return found
     sums, dlogits = m.small(m.n, 2, m.c), m.small(m.n, m.c)
     eps, tiles = norm["eps"], _per_channel(m)
-    block_n = min(tiles["BLOCK_N"], 8)
-    kernels().norm_gate_bwd_logits_kernel[(-(-m.n // block_n) * -(-m.c // 128),)](
+    block_n, block_c = min(tuning.power_of_two(m.n), 4), min(tuning.power_of_two(m.c), 128)
+    kernels().norm_gate_bwd_logits_kernel[(-(-m.n // block_n) * -(-m.c // block_c),)](
         part, out.logits, norm["bn_weight_ptr"], norm["bn_bias_ptr"], var, rest, sums, dlogits, m.n, m.c, eps, SPLITS=splits, GATE=spec.gate,
-        BLOCK_N=block_n, BLOCK_C=128, ACC=m.acc_tl,
+        BLOCK_N=block_n, BLOCK_C=block_c, ACC=m.acc_tl,
     )  # fmt: skip
     dz, found[1:5] = _excite.backward(m, dlogits, params, out, spec, needs[1:5], needs[0] or needs[5] or needs[6])
     if dz is None:
