@@ -118,8 +118,9 @@ def own_tile(C, HW, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: t
     and the offsets inside it."""
     blocks_c = tl.cdiv(C, BLOCK_C)
     blocks_p = tl.cdiv(HW, BLOCK_P)
-    n = tl.program_id(0) // (blocks_c * blocks_p)
-    block = tl.program_id(0) % (blocks_c * blocks_p)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    n = program // (blocks_c * blocks_p)
+    block = program % (blocks_c * blocks_p)
     c = block // blocks_p * BLOCK_C + tl.arange(0, BLOCK_C)
     p = block % blocks_p * BLOCK_P + tl.arange(0, BLOCK_P)
     mask = (c[:, None] < C) & (p[None, :] < HW)

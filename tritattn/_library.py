@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import _replay
 from ._spec import Spec, decode, encode
 
 INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -181,6 +182,7 @@ class Family:
         self.batched = frozenset(batched)
         self.residual = self.inputs.index("residual") if "residual" in self.inputs else None
         self.fake, self.launch, self.backward, self.reference = fake, launch, backward, reference
+        self.plans: dict[Any, Any] = {}
         _families[name] = self
 
         declared = ", ".join(f"Tensor{'?' if i.endswith('?') else ''} {i.rstrip('?')}" for i in inputs)
@@ -225,7 +227,7 @@ class Family:
                 return self._results(self.reference(*inputs, spec))
             if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
                 return self.function.apply(spec, *inputs)
-            return self._results(self.run(inputs, spec))
+            return self._results(self.run(inputs, spec, self.differentiable))
         sharded = _meet_dtensors()
         if not self._usable(x) and not (sharded and isinstance(x, sharded)):
             return self._results(self.reference(*inputs, spec))
@@ -262,14 +264,14 @@ class Family:
 
     # -- running on real tensors -----------------------------------------------------------------------------------------------------------
 
-    def run(self, inputs: Sequence[Tensor | None], spec: Spec) -> tuple[Tensor, ...]:
-        """The kernels, on concrete tensors; all outputs."""
+    def run(self, inputs: Sequence[Tensor | None], spec: Spec, wanted: int | None = None) -> Sequence[Tensor]:
+        """The kernels, on concrete tensors; all outputs, or the first that are wanted."""
         x = inputs[0]
         assert x is not None
         if self._usable(x) and x.numel():
             try:
                 with _device_guard(x):
-                    return self.launch(*inputs, spec)
+                    return self._repeat(inputs, spec, wanted)
             except _launch_errors() as error:
                 self._mark_broken(x, error)
         # The reference's backward recomputes what it needs, so what would be saved for the kernels stays zero.
@@ -287,11 +289,24 @@ class Family:
         if self._usable(x) and x.numel():
             try:
                 with _device_guard(x):
-                    return self.backward(grads, inputs, saved, spec, needs)
+                    return self._repeat_backward(grads, inputs, saved, spec, needs)
             except _launch_errors() as error:
                 self._mark_broken(x, error)
         with torch._C._ForceDispatchKeyGuard(*_OUTSIDE):
             return self._reference_backward(grads, inputs, spec, needs)
+
+    def _repeat(self, inputs: Sequence[Tensor | None], spec: Spec, wanted: int | None) -> Sequence[Any]:
+        return _replay.repeated(self.plans, spec, inputs, lambda tensors: self.launch(*tensors, spec), wanted)
+
+    def _repeat_backward(
+        self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], saved: Sequence[Tensor], spec: Spec, needs: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        first, second = len(grads), len(grads) + len(inputs)
+
+        def launch(tensors: Sequence[Any]) -> Sequence[Tensor | None]:
+            return self.backward(tensors[:first], tensors[first:second], tensors[second:], spec, needs)
+
+        return _replay.repeated(self.plans, (spec, *needs), (*grads, *inputs, *saved), launch)
 
     def _mark_broken(self, x: Tensor, error: BaseException) -> None:
         if _forced == "triton":

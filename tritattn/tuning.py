@@ -71,6 +71,12 @@ class Config:
 
 
 _forced: dict[str, Any] = {}
+epoch = 0  # how often the same arguments have begun to give other tiles
+
+
+def is_forced() -> bool:
+    return bool(_forced)
+
 
 
 @contextmanager
@@ -116,7 +122,9 @@ def refused(device: torch.device, error: RuntimeError) -> None:
     if not any(reason in str(error) for reason in _REFUSALS):
         raise error
     warnings.warn(f"tritattn walks maps of short rows twice on {device}, which refused a cooperative launch ({error})", RuntimeWarning, stacklevel=2)
+    global epoch
     _refused.add(device)
+    epoch += 1
     choose.cache_clear()
 
 

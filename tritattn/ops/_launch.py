@@ -12,14 +12,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .. import tuning
+from .. import _replay, tuning
 from .._spec import Spec
 from ..reference import accumulator
 
 
-@lru_cache(maxsize=1)
 def kernels() -> Any:
-    """Triton and the kernels, imported at the first launch."""
+    """Triton's language and the kernels; watched ones while a launcher's plan is made."""
+    recording = _replay.current()
+    return _kernels() if recording is None else recording.kernels
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    """Imported at the first launch."""
     import triton.language as tl
 
     from ..kernels import axis, context, convolution, covariance, excite, fusion, gate, group, local, norm, pixel, plane, select, squeeze, ticket
@@ -118,6 +124,16 @@ def counters(x: Tensor, count: int) -> Tensor:
     One buffer per device and stream, because launches of one stream follow each other. A captured graph gets zeros of its own: it may be replayed
     beside another that was captured on the same stream.
     """
+    recording = _replay.current()
+    if recording is not None:
+        with _replay.unwatched():
+            found = _zeros(x, count)
+        recording.counters(found, count)
+        return found
+    return _zeros(x, count)
+
+
+def _zeros(x: Tensor, count: int) -> Tensor:
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=x.device)
     key = (x.device, torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0)
