@@ -1,4 +1,4 @@
-"""Watching and steering the choice of tiles, from outside the package."""
+"""Watching and steering the choice of tiles, from outside the package. Launchers choose, so they run every time inside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
-from tritattn import tuning
+from tritattn import _replay, tuning
 from tritattn.tuning import Config
 
 
@@ -35,7 +35,7 @@ def recorded() -> Iterator[dict[Question, Config]]:
         found[_question(*args)] = config
         return config
 
-    with mock.patch.object(tuning, "choose", watched):
+    with _replay.off(), mock.patch.object(tuning, "choose", watched):
         yield found
 
 
@@ -43,7 +43,7 @@ def recorded() -> Iterator[dict[Question, Config]]:
 def answered(question: Question, config: Config) -> Iterator[None]:
     """That configuration for one question, the usual ones for all others."""
     choose = tuning.choose
-    with mock.patch.object(tuning, "choose", lambda *args: config if _question(*args) == question else choose(*args)):
+    with _replay.off(), mock.patch.object(tuning, "choose", lambda *args: config if _question(*args) == question else choose(*args)):
         yield
 
 
@@ -55,7 +55,7 @@ def _question(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: 
 def for_batch(n: int) -> Iterator[None]:
     """Tiles as they would be chosen for a batch of n, whatever the batch."""
     choose = tuning.choose
-    with mock.patch.object(tuning, "choose", lambda role, _, *args, **kwargs: choose(role, n, *args, **kwargs)):
+    with _replay.off(), mock.patch.object(tuning, "choose", lambda role, _, *args, **kwargs: choose(role, n, *args, **kwargs)):
         yield
 
 

@@ -32,6 +32,17 @@ enabled = os.environ.get("TRITON_INTERPRET", "0") != "1"  # the interpreter is f
 _local = threading.local()
 
 
+@contextmanager
+def off() -> Iterator[None]:
+    """Launchers run inside the block, of the whole process; for who watches what they do."""
+    global enabled
+    saved, enabled = enabled, False
+    try:
+        yield
+    finally:
+        enabled = saved
+
+
 def current() -> Recording | None:
     """The recording that watches this thread's launcher."""
     return getattr(_local, "recording", None)

@@ -5,10 +5,11 @@ import pytest
 import torch
 from cases import BY_NAME, DTYPES, MAIN, OPS, check, fused, run
 from on_device import LAYOUTS, REAL, SMALL, inputs, real, size
+from repeats import check_third_call
 from tolerance import assert_close
 
 from perf import choices
-from tritattn import explain, tuning
+from tritattn import _replay, explain, tuning
 
 
 def test_the_kernels_run(device):
@@ -30,6 +31,14 @@ def test_real_sizes_and_repeated_runs(device, op):
         again = run(fused, op, case, activation)
         differing = [name for name in first if not name.startswith("norm.running") and not torch.equal(first[name], again[name])]
         assert not differing, f"other bits in {differing}"
+
+
+@pytest.mark.parametrize("op", MAIN, ids=str)
+def test_repeated_calls_have_their_launchers_bits(device, op, monkeypatch):
+    monkeypatch.setattr(_replay, "enabled", True)
+    options = {"residual": True} if op.epilogue else {}
+    made = lambda seed: inputs(op, SMALL, device, seed=seed, **options)  # noqa: E731
+    check_third_call(op, made, "silu" if op.epilogue else "none", monkeypatch)
 
 
 @pytest.mark.parametrize("shape", [(9, 1024, 14, 14), (9, 2048, 7, 7)], ids=str)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import BY_NAME, MAIN, fused, make, run
+from repeats import check_third_call, no_launcher, plans
 from torch import nn
 
 from tritattn import _library, _replay, ops, tuning
@@ -12,28 +13,10 @@ X = torch.arange(2.0 * 5 * 3 * 4).view(SHAPE).sin()
 
 
 @pytest.fixture(autouse=True)
-def plans(monkeypatch):
-    """A function that says how many plans there are, and why others could not be made."""
+def found(monkeypatch):
+    """Plans are made in the interpreter too; how many there are, and why others could not be made."""
     monkeypatch.setattr(_replay, "enabled", True)
-    for family in _library._families.values():
-        monkeypatch.setattr(family, "plans", {})
-
-    def found():
-        every = [plan for family in _library._families.values() for plan in family.plans.values()]
-        return sum(isinstance(plan, _replay.Plan) for plan in every), [plan for plan in every if isinstance(plan, str)]
-
-    return found
-
-
-def launcher(monkeypatch):
-    """From now on no launcher runs."""
-
-    def refuse(*args):
-        raise AssertionError("a launcher ran")
-
-    for family in _library._families.values():
-        monkeypatch.setattr(family, "launch", refuse)
-        monkeypatch.setattr(family, "backward", refuse)
+    return plans(monkeypatch)
 
 
 def weights():
@@ -42,37 +25,27 @@ def weights():
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("op", MAIN, ids=str)
-def test_the_third_call_repeats_the_second(op, layout, plans, launches, monkeypatch):
+def test_the_third_call_repeats_the_second(op, layout, monkeypatch):
     activation, options = ("silu", {"residual": True}) if op.epilogue else ("none", {})
-
-    def made(seed):
-        return make(op, SHAPE, dtype=torch.bfloat16, layout=layout, seed=seed, **options)
-
-    inputs, others = made(1), made(2)
-    for module, other in zip(inputs.modules().values(), others.modules().values(), strict=True):
-        other.load_state_dict(module.state_dict())
-    with monkeypatch.context() as patch:
-        patch.setattr(_replay, "enabled", False)
-        expected = run(fused, op, others.to(torch.bfloat16), activation)
-    usual, launches[:] = list(launches), []
-    for seed in (3, 1):
-        run(fused, op, made(seed), activation)
-    launches.clear()
-    count, problems = plans()
-    assert count and not problems, problems
-    launcher(monkeypatch)
-    found = run(fused, op, others, activation)
-    assert list(launches) == usual
-    for name, value in expected.items():
-        assert found[name].equal(value) and found[name].stride() == value.stride(), name
+    check_third_call(op, lambda seed: make(op, SHAPE, dtype=torch.bfloat16, layout=layout, seed=seed, **options), activation, monkeypatch)
 
 
-def test_without_gradients_only_the_result_is_kept(plans, monkeypatch):
+def test_the_same_kernels_in_the_same_order(launches):
+    every = []
+    inputs = make(BY_NAME["cbam"], SHAPE)
+    for _ in range(3):
+        launches.clear()
+        run(fused, BY_NAME["cbam"], inputs)
+        every.append(list(launches))
+    assert every[0] == every[1] == every[2]
+
+
+def test_without_gradients_only_the_result_is_kept(found, monkeypatch):
     x, params = X.clone(), weights()
     expected = [ops.se(x + i, *params) for i in range(3)]
     (plan,) = _library._families["channel_gate"].plans.values()
-    assert len(plan.results) == 1 and plans() == (1, [])
-    launcher(monkeypatch)
+    assert len(plan.results) == 1 and found() == (1, [])
+    no_launcher(monkeypatch)
     for i, y in enumerate(expected):
         assert ops.se(x + i, *params).equal(y)
 
@@ -83,9 +56,8 @@ def test_one_tensor_in_two_places_is_two_in_the_plan(monkeypatch):
     _library._families["channel_gate"].plans.clear()
     for _ in range(2):
         ops.se(x, *weights(), residual=x)
-    launcher(monkeypatch)
+    no_launcher(monkeypatch)
     assert ops.se(x, *weights(), residual=residual).equal(expected)
-    assert ops.se(residual, *weights(), residual=residual).equal(residual * (expected - residual) / x + residual) is False
 
 
 @pytest.mark.parametrize(
@@ -102,11 +74,10 @@ def test_another_kind_of_input_takes_the_launcher(change, monkeypatch):
     for _ in range(3):
         ops.se(X, *weights())
     x = change(X)
-    found = ops.se(x, *weights())
-    with monkeypatch.context() as patch:
-        patch.setattr(_replay, "enabled", False)
-        assert found.equal(ops.se(x, *weights()))
-    launcher(monkeypatch)
+    y = ops.se(x, *weights())
+    with _replay.off():
+        assert y.equal(ops.se(x, *weights()))
+    no_launcher(monkeypatch)
     with pytest.raises(AssertionError, match="a launcher ran"):
         ops.se(x, *weights())
 
@@ -132,17 +103,17 @@ def test_results_are_new_every_time():
     assert grads[2].equal(grads[3]) and grads[2].data_ptr() != grads[3].data_ptr()
 
 
-def test_operators_between_kernels_are_repeated(plans, monkeypatch):
+def test_operators_between_kernels_are_repeated(found, monkeypatch):
     """torch's own convolution in CBAM's spatial half with a BatchNorm that trains, and its gradients, which come as a tuple."""
     op = BY_NAME["cbam"]
     inputs = make(op, SHAPE)
     expected = run(fused, op, inputs)
     for _ in range(2):
         run(fused, op, inputs)
-    assert plans()[0] and not plans()[1]
-    launcher(monkeypatch)
-    found = run(fused, op, inputs)
-    assert all(found[name].equal(value) for name, value in expected.items() if "running" not in name)
+    assert found()[0] and not found()[1]
+    no_launcher(monkeypatch)
+    got = run(fused, op, inputs)
+    assert all(got[name].equal(value) for name, value in expected.items() if "running" not in name)
 
 
 def test_norms_that_train_are_called_each_time():
@@ -153,7 +124,7 @@ def test_norms_that_train_are_called_each_time():
     assert not norm.running_mean.equal(torch.zeros(5))
 
 
-def test_what_a_plan_cannot_hold_takes_the_launcher(monkeypatch):
+def test_what_a_plan_cannot_hold_takes_the_no_launcher(monkeypatch):
     family = _library._families["channel_gate"]
     launch = family.launch
     elsewhere = torch.ones(())
