@@ -29,13 +29,14 @@ ARROWS: dict[str, set[str]] = {
     "tuning": set(),
     "peers": set(),
     "_spec": set(),
-    "_library": {"_spec"},
-    "ops": {"_library", "_spec", "kernels", "reference", "tuning"},
+    "_replay": {"tuning"},
+    "_library": {"_replay", "_spec"},
+    "ops": {"_library", "_replay", "_spec", "kernels", "reference", "tuning"},
     "nn": {"ops", "peers", "reference"},
     "convert": {"nn", "ops", "peers", "reference"},
     "env": {"_library", "_version", "tuning"},
     "tritattn": {"_library", "_version", "convert", "nn", "ops", "reference"},
-    "perf": {"_library", "kernels", "nn", "ops", "peers", "reference", "tritattn", "tuning"},
+    "perf": {"_library", "_replay", "kernels", "nn", "ops", "peers", "reference", "tritattn", "tuning"},
 }
 # Private modules that are part of a layer of another name.
 PART_OF = {"_match": "peers", "_fused": "convert", "_residual": "convert", "_verify": "convert"}

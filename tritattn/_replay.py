@@ -65,16 +65,14 @@ class Unrepeatable(Exception):
 class Recording(TorchDispatchMode):
     """Watches one run of a launcher; the values of the plan are the inputs first, then whatever is made, in order."""
 
-    def __init__(self, inputs: Sequence[Tensor | None], namespace: Any):
+    def __init__(self, inputs: Sequence[Tensor | None]):
         super().__init__()
         self.steps: list[tuple[str, tuple[Any, ...]]] = []
         self.kept: list[Tensor] = []  # alive, so that no two tensors have one id
         self.known: dict[int, tuple[int, int]] = {}  # id -> (value whose memory it is in, bytes from that one's begin)
         self.bases: list[Tensor | None] = []
         self.problem: str | None = None
-        self.kernels = SimpleNamespace(
-            tl=namespace.tl, **{name: _Watched(self, kernel) for name, kernel in vars(namespace).items() if name.endswith("_kernel")}
-        )
+        self.watching: Any = None
         for t in inputs:
             self._value(t)
 
@@ -144,8 +142,16 @@ class Recording(TorchDispatchMode):
         self.steps.append(("view", (view, index, tuple(t.shape), t.stride(), offset // t.element_size())))
         return view
 
-    def counters(self, t: Tensor, count: int) -> None:
-        self.steps.append(("counters", (self._value(t), count)))
+    def watched(self, namespace: Any) -> Any:
+        """The same with kernels whose launches are noted."""
+        if self.watching is None:
+            members = vars(namespace).items()
+            self.watching = SimpleNamespace(**{name: _Watched(self, t) if name.endswith("_kernel") else t for name, t in members})
+        return self.watching
+
+    def found(self, t: Tensor, again: Callable[[Tensor], Tensor]) -> None:
+        """t comes from elsewhere; `again` finds what is to be in its place, for an input of the call."""
+        self.steps.append(("found", (self._value(t), again)))
 
     def launch(self, kernel: Any, grid: tuple[int, ...], args: Any, kwargs: Any, compiled: Any) -> None:
         if self.problem is not None:
@@ -272,11 +278,9 @@ def _operator(made: list[int | None], func: Any, args: Any, kwargs: Any) -> Step
     return step
 
 
-def _counters(index: int, count: int) -> Step:
-    from .ops._launch import counters
-
+def _found(index: int, again: Callable[[Tensor], Tensor]) -> Step:
     def step(values: Values, pointers: list[int]) -> None:
-        values[index] = counters(next(t for t in values if t is not None), count)
+        values[index] = again(next(t for t in values if t is not None))
         pointers[index] = values[index].data_ptr()
 
     return step
@@ -301,7 +305,7 @@ def _launch(kernel: Any, compiled: Any, grid: tuple[int, int, int], arguments: V
     return interpreted if compiled is None else step
 
 
-_STEPS: dict[str, Callable[..., Step]] = {"allocation": _allocation, "view": _view, "operator": _operator, "counters": _counters, "launch": _launch}
+_STEPS: dict[str, Callable[..., Step]] = {"allocation": _allocation, "view": _view, "operator": _operator, "found": _found, "launch": _launch}
 
 
 def repeated(
@@ -332,14 +336,12 @@ def repeated(
 def _record(
     plans: dict[Hashable, Any], key: Hashable, inputs: Sequence[Tensor | None], call: Callable[..., Sequence[Tensor | None]], wanted: int | None
 ) -> Sequence[Tensor | None]:
-    from .ops._launch import kernels
-
     seen: set[int] = set()
     apart = []  # one tensor in two places is two in a plan
     for t in inputs:
         apart.append(t.detach() if t is not None and id(t) in seen else t)
         seen.add(id(t))
-    recording = Recording(apart, kernels())
+    recording = Recording(apart)
     with recording:
         results = call(apart)
     plan: Any = recording.problem

@@ -20,7 +20,7 @@ from ..reference import accumulator
 def kernels() -> Any:
     """Triton's language and the kernels; watched ones while a launcher's plan is made."""
     recording = _replay.current()
-    return _kernels() if recording is None else recording.kernels
+    return _kernels() if recording is None else recording.watched(_kernels())
 
 
 @lru_cache(maxsize=1)
@@ -128,7 +128,7 @@ def counters(x: Tensor, count: int) -> Tensor:
     if recording is not None:
         with _replay.unwatched():
             found = _zeros(x, count)
-        recording.counters(found, count)
+        recording.found(found, lambda x: _zeros(x, count))
         return found
     return _zeros(x, count)
 
