@@ -1,4 +1,5 @@
-"""The gates of pixel.py on channels-first maps whose rows are short and many: all channels of a few positions would be parts of sectors.
+"""The gates of pixel.py and the contexts of context.py on channels-first maps whose rows are short and many: all channels of a few positions would be
+parts of sectors.
 
 A group of programs holds one image in registers, each of them all positions of BLOCK_R x ROWS channels, so that x is read once, in whole rows. What a
 position needs of all channels goes through memory: each program leaves its share of the sum in a slot, the last one to do so adds the slots in order
@@ -13,6 +14,7 @@ older in a cache of their own. The slots of a group serve one image after anothe
 import triton
 import triton.language as tl
 
+from .context import finite_shift
 from .excite import arrive, wait
 from .gate import combine_gates, gated, output_cotangent, store_logits_grad
 from .pointwise import activation, chain, gate_function, gate_grad, image_offset, load_tile
@@ -169,3 +171,97 @@ def pixel_gate_group_bwd_kernel(
         if STORE_DX:
             w = load_channels(w_ptr, c, C, "none", HW, ROWS, BLOCK_R, BLOCK_P, ACC)
             tl.store(dx_ptr + image + offsets, (da * h + w * dq).to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def context_group_fwd_kernel(
+    x_ptr, w_ptr, b_ptr, logits_ptr, softmax_ptr, context_ptr, part_ptr, counter_ptr, N, C_V, HW: tl.constexpr, ROWS: tl.constexpr,
+    HAS_B: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """context_nc = sum over p of a_np x_ncp, a_np = exp(logits_np - top_n) / total_n, logits_np = sum over c of w_c x_ncp + b,
+    top_n the maximum of logits_np over p, total_n = sum over p of exp(logits_np - top_n).
+
+    logits [N, HW], softmax [N, 2] = (top, total), context [N, C]; part, counter and programs as in pixel_gate_group_fwd_kernel.
+    """
+    C = C_V * ROWS
+    blocks = tl.cdiv(C_V, BLOCK_R)
+    groups = tl.num_programs(0) // blocks
+    group = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    c, p, offsets, mask = group_tile(block, C_V, HW, ROWS, BLOCK_R, BLOCK_P)
+    i = tl.arange(0, BLOCK_P)
+    part_ptr += group.to(tl.int64) * blocks * HW
+    for step in range(0, tl.cdiv(N - group, groups)):
+        n = group + step * groups
+        x = tl.load(x_ptr + image_offset(n, C, HW) + offsets, mask=mask, other=0.0)  # kept in its own dtype
+        w = load_channels(w_ptr, c, C, "none", HW, ROWS, BLOCK_R, BLOCK_P, ACC)
+        tl.store(part_ptr + block * HW + i, fold_rows(tl.sum(x.to(ACC) * w, 0), HW, ROWS, BLOCK_P), mask=i < HW)
+        if arrive(counter_ptr + n, blocks):
+            logits = add_slots(part_ptr, blocks, HW, BLOCK_P, BLOCK_S, ACC)
+            if HAS_B:
+                logits += tl.load(b_ptr).to(ACC)
+            logits = tl.where(i < HW, logits, float("-inf"))
+            tl.store(logits_ptr + n.to(tl.int64) * HW + i, logits, mask=i < HW)
+            top = tl.max(logits, 0)  # may drop a NaN, which the sums keep
+            tl.store(softmax_ptr + n * 2, top)
+            tl.store(softmax_ptr + n * 2 + 1, tl.sum(tl.exp(logits - finite_shift(top)), 0))
+        else:
+            wait(counter_ptr + N + n)
+        arrive(counter_ptr + N + n, blocks)  # with these stored; the others, to leave the counter at zero
+        top = tl.load(softmax_ptr + n * 2, cache_modifier=".cg")
+        total = tl.load(softmax_ptr + n * 2 + 1, cache_modifier=".cg")
+        logits = tl.load(logits_ptr + n.to(tl.int64) * HW + p, mask=p < HW, other=float("-inf"), cache_modifier=".cg")
+        weighted = x.to(ACC) * tl.exp(logits - finite_shift(top))
+        for k in range(ROWS):
+            tl.store(context_ptr + n.to(tl.int64) * C + c + k, row_sum(weighted, k, HW, ROWS, BLOCK_P) / total, mask=c + k < C)
+
+
+@triton.jit
+def context_group_bwd_kernel(
+    da_ptr, x_ptr, w_ptr, logits_ptr, softmax_ptr, context_ptr, dcontext_ptr, scale_ptr, dx_ptr, dw_part_ptr, dlogits_ptr, part_ptr, counter_ptr,
+    N, C_V, HW: tl.constexpr, ROWS: tl.constexpr, GATE: tl.constexpr, HAS_DA: tl.constexpr, HAS_SCALE: tl.constexpr, STORE_DX: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """dlogits_np = a_np sum over c of dcontext_nc (x_ncp - context_nc), a_np = exp(logits_np - top_n) / total_n;
+    dx_ncp = da_ncp f(scale_nc) + a_np dcontext_nc + w_c dlogits_np; dw_part_nc = sum over p of (x_ncp - context_nc) dlogits_np.
+
+    As context_bwd_kernel; dlogits [N, HW], dw_part [N, C]; part, counter and programs as in pixel_gate_group_fwd_kernel.
+    """
+    C = C_V * ROWS
+    blocks = tl.cdiv(C_V, BLOCK_R)
+    groups = tl.num_programs(0) // blocks
+    group = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    c, p, offsets, mask = group_tile(block, C_V, HW, ROWS, BLOCK_R, BLOCK_P)
+    i = tl.arange(0, BLOCK_P)
+    part_ptr += group.to(tl.int64) * blocks * HW
+    for step in range(0, tl.cdiv(N - group, groups)):
+        n = group + step * groups
+        image = image_offset(n, C, HW)
+        row = n.to(tl.int64) * C
+        dlogits_row = dlogits_ptr + n.to(tl.int64) * HW
+        top = tl.load(softmax_ptr + n * 2)
+        total = tl.load(softmax_ptr + n * 2 + 1)
+        x = load_tile(x_ptr + image, offsets, mask, ACC) - load_channels(context_ptr + row, c, C, "none", HW, ROWS, BLOCK_R, BLOCK_P, ACC)
+        dcontext = load_channels(dcontext_ptr + row, c, C, "none", HW, ROWS, BLOCK_R, BLOCK_P, ACC)
+        found = fold_rows(tl.sum(tl.where(mask, x * dcontext, 0.0), 0), HW, ROWS, BLOCK_P)
+        tl.store(part_ptr + block * HW + i, found, mask=i < HW)
+        if arrive(counter_ptr + n, blocks):
+            a = tl.exp(tl.load(logits_ptr + n.to(tl.int64) * HW + i, mask=i < HW, other=float("-inf")) - top) / total
+            tl.store(dlogits_row + i, a * add_slots(part_ptr, blocks, HW, BLOCK_P, BLOCK_S, ACC), mask=i < HW)
+        else:
+            wait(counter_ptr + N + n)
+        arrive(counter_ptr + N + n, blocks)  # with dlogits stored; the others, to leave the counter at zero
+        dlogits = tl.load(dlogits_row + p, mask=p < HW, other=0.0, cache_modifier=".cg")
+        product = tl.where(mask, x * dlogits, 0.0)
+        for k in range(ROWS):
+            tl.store(dw_part_ptr + row + c + k, row_sum(product, k, HW, ROWS, BLOCK_P), mask=c + k < C)
+        if STORE_DX:
+            a = tl.exp(tl.load(logits_ptr + n.to(tl.int64) * HW + p, mask=p < HW, other=float("-inf")) - top) / total
+            dx = a * dcontext + load_channels(w_ptr, c, C, "none", HW, ROWS, BLOCK_R, BLOCK_P, ACC) * dlogits
+            if HAS_DA:
+                s = tl.full([BLOCK_R, 1], 1.0, ACC)
+                if HAS_SCALE:
+                    s = load_channels(scale_ptr + row, c, C, GATE, HW, ROWS, BLOCK_R, BLOCK_P, ACC)
+                dx += load_tile(da_ptr + image, offsets, mask, ACC) * s
+            tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)

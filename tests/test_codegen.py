@@ -85,6 +85,7 @@ def test_statistics_of_lines_do_not_spill(dtype, op, layout, stage, target):
 
 
 GROUPS = [("sse", 2, "sm_80", 64), ("scse_max+residual+relu", 2, "sm_90", 64), ("scse+residual+relu", 3, "sm_100", 128)]
+GROUPS += [("gc", 2, "sm_90", 64), ("gc_scale", 3, "sm_80", 128)]
 
 
 @pytest.mark.parametrize("op, stage, target, bits", GROUPS)
@@ -94,7 +95,8 @@ def test_groups_of_programs(op, stage, target, bits):
     assert len(found) == 2
     for made in found:
         assert made["status"] == "ok" and made["spill_bytes"] == 0, made
-        assert made["map_load_bits"] == bits and made["map_store_bits"] == bits, made
+        assert made["map_load_bits"] == bits and made["map_store_bits"] in (bits, None), made
+    assert any(made["map_store_bits"] for made in found)
 
 
 def test_device_functions_default_to_none_alone():

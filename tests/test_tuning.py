@@ -9,7 +9,7 @@ from perf.cases import make_case
 from perf.codegen import launches
 from perf.shapes import STAGES
 from tritattn import tuning
-from tritattn.ops import pixel
+from tritattn.ops import context, pixel
 from tritattn.ops._launch import kernels
 
 GPU, INTERPRETER = torch.device("meta"), torch.device("cpu")
@@ -29,6 +29,8 @@ def test_programs_wait_for_each_other_where_rows_are_short():
     assert config.group and config.key.endswith("g")
     assert not tuning.choose(*SHORT_ROWS, True, GPU).group
     assert not tuning.choose("pixel", 256, 256, 3136, 2, False, GPU).group
+    # a context's program holds whole sectors of 1024 channels, where rows consist of them
+    assert tuning.choose("context", 256, 1024, 196, 2, False, GPU).group and not tuning.choose("context", 256, 1024, 784, 2, False, GPU).group
 
 
 @pytest.mark.parametrize(("c", "hw", "itemsize"), [(1024, 196, 2), (2048, 49, 2), (2047, 49, 2), (768, 256, 2), (2048, 49, 4), (768, 400, 2)])
@@ -52,9 +54,10 @@ def test_no_program_waits_where_no_launch_runs_all_of_them(amd):
 
 
 @pytest.mark.parametrize("reason", ["too many blocks in cooperative launch", "operation not supported"])
-def test_a_device_that_refuses_a_cooperative_launch_walks(monkeypatch, reason):
+@pytest.mark.parametrize(("op", "module", "family"), [("scse_max+residual+relu", pixel, "pixel_gate"), ("gc", context, "context")])
+def test_a_device_that_refuses_a_cooperative_launch_walks(monkeypatch, reason, op, module, family):
     monkeypatch.setattr(tuning, "_refused", set())
-    case = make_case("scse_max+residual+relu", "bf16", "contiguous", 256, STAGES[3])
+    case = make_case(op, "bf16", "contiguous", 256, STAGES[3])
     assert sum(launch.cooperative for launch in launches(case)) == 2
 
     class Refusing:
@@ -64,12 +67,12 @@ def test_a_device_that_refuses_a_cooperative_launch_walks(monkeypatch, reason):
         def __getitem__(self, grid):
             raise RuntimeError(f"Triton Error [CUDA]: {reason}")
 
-    monkeypatch.setattr(pixel, "kernels", Refusing)
+    monkeypatch.setattr(module, "kernels", Refusing)
     with pytest.warns(RuntimeWarning, match=f"walks maps of short rows twice on meta.*{reason}") as warned:
         walked = [launch.name for launch in launches(case)]
     tuning.choose.cache_clear()
     assert len(warned) == 1
-    assert {"pixel_gate_fwd_kernel", "pixel_gate_bwd_kernel"} < set(walked) and not any("group" in name for name in walked)
+    assert {f"{family}_fwd_kernel", f"{family}_bwd_kernel"} < set(walked) and not any("group" in name for name in walked)
 
 
 def test_another_error_of_a_cooperative_launch_is_raised():

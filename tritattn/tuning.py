@@ -24,6 +24,7 @@ RESIDENT_ELEMENTS = 8192  # or this many elements of whole planes, in fp32
 SECTOR = 32  # bytes, the unit in which GPUs move memory
 CONVOLUTION_CHANNELS = 128  # of a convolution's result, all of which a program owns
 GROUP_BYTES = 16384  # of an image, that one program of a group holds
+GROUPED = ("pixel", "context", "context_bwd")  # the roles of passes that such a group can make
 TICKET_BYTES = 32768  # of an image, that one program of a ticketed launch reads
 
 
@@ -31,8 +32,8 @@ TICKET_BYTES = 32768  # of an image, that one program of a ticketed launch reads
 class Config:
     """Tiles of one launch: BLOCK_C channels x BLOCK_P positions per step, positions cut into `splits` programs.
 
-    group (role "pixel" alone): BLOCK_C channels x all positions per program; the programs of an image hold it together and wait for each other, and
-    `splits` images are held at once.
+    group (roles of GROUPED alone): BLOCK_C channels x all positions per program; the programs of an image hold it together and wait for each other,
+    and `splits` images are held at once.
     lag (role "ticket" alone): images between the two passes of one launch, or 0 for a launch each.
     maxnreg: registers that a thread may take; 0 leaves it to NVIDIA's assembler, which in some kernels spills a few to fit one program more on a
     multiprocessor, and given a number spills at that number alone.
@@ -154,7 +155,7 @@ def fused_convolution(itemsize: int) -> bool:
 def choose(
     role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, device: torch.device, maps: int = 1, row: int = 0
 ) -> Config:  # fmt: skip
-    """The tiles of a pass over an [n, c, hw] map; for "channel", "tile" and a group of "pixel" over as many as `maps` at once.
+    """The tiles of a pass over an [n, c, hw] map; for "channel", "tile" and a group of programs over as many as `maps` at once.
 
     role: "channel" reduces positions, and so do "excited", with an MLP after it, "means" and "pools", without, and "ticket" before it gates the map;
     "column", "pixel", "context" and "context_bwd" own all channels of their positions, the latter three at once (RESIDENT); "plane" and
@@ -165,7 +166,7 @@ def choose(
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
-    if role == "pixel" and config.block_c < c and not channels_last and cooperative(device):
+    if role in GROUPED and config.block_c < c and not channels_last and cooperative(device):
         config = _group(n, c, hw, itemsize, processors(device), *((maps,) if maps > 1 else ())) or config
     if _forced:
         return replace(config, source="forced", **_forced)
@@ -253,13 +254,16 @@ def _column(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
     return Config(block_c, block_p, num_warps=_warps(block_c, block_p, each), maxnreg=96)
 
 
-def _pixel(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1, elements: int = 8192) -> Config:
+def _pixel(
+    n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1, elements: int = 8192, least: int = SECTOR
+) -> Config:  # fmt: skip
+    """least: bytes of a channels-first row that are worth a tile of their own."""
     block_c = power_of_two(c)
     if maps > 1 and (channels_last or hw % 4):
         elements //= 2  # of two maps all would take too many registers; rows that can be loaded in vectors get by
     block_p = max(1, min(power_of_two(hw), elements // block_c, 256))
     # a resident tile of a few positions would waste most of every 32-byte sector of channels-first rows
-    resident = c <= RESIDENT_CHANNELS and (channels_last or block_p >= hw or block_p * itemsize >= 32)
+    resident = c <= RESIDENT_CHANNELS and (channels_last or block_p >= hw or block_p * itemsize >= least)
     if not resident:
         column = _column(n, c, hw, itemsize, channels_last, sms)
         return replace(column, splits=-(-hw // column.block_p))
@@ -276,8 +280,9 @@ def _group(n: int, c: int, hw: int, itemsize: int, sms: int, maps: int = 1) -> C
     """An image in the registers of a group of programs, one program per multiprocessor; None where an image does not fit."""
     rows = rows_together(c, hw, itemsize)
     block_p = power_of_two(hw)
-    # of each of two maps half; and half where the channels of several rows take registers too
-    block_c = min(power_of_two(c), GROUP_BYTES // max(maps, min(rows, 2)) // itemsize // block_p)
+    # of each of two maps half; and half where the channels of several rows take registers too, or the address of every element
+    shares = max(maps, 1 if hw * itemsize % 8 == 0 else 2)
+    block_c = min(power_of_two(c), GROUP_BYTES // shares // itemsize // block_p)
     if block_c < rows or -(-c // block_c) > sms:
         return None
     # one program per multiprocessor is all that is counted on: no spills for the sake of a second
@@ -294,7 +299,9 @@ def _context_bwd(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sm
     """As "pixel", with more warps, because a tile is kept beside what has been added, and smaller in fp64, whose exp takes registers too, and in rows
     that cannot be loaded in vectors, where every element takes an address."""
     halved = 2 * (itemsize == 8) + ((c if channels_last else hw) % 4 != 0)
-    config = _pixel(n, c, hw, itemsize, channels_last, sms, elements=elements >> halved)
+    # in a row that begins inside of a sector every tile reads a sector of its neighbour's
+    least = SECTOR if hw * itemsize % SECTOR == 0 else 2 * SECTOR
+    config = _pixel(n, c, hw, itemsize, channels_last, sms, elements=elements >> halved, least=least)
     # of the most channels some kernels would spill a few registers to get by with half of them
     return replace(config, num_warps=16, maxnreg=128 if c > 1024 and itemsize == 4 else 0) if config.block_c >= c else config
 

@@ -12,7 +12,7 @@ from perf.interleave import interleaved
 from tritattn import ops, tuning
 from tritattn.ops import _launch
 
-OPS = [BY_NAME[name] for name in ("sse", "sse-hard", "scse", "scse-max")]
+OPS = [BY_NAME[name] for name in ("sse", "sse-hard", "scse", "scse-max", "gc", "gc-both")]
 # rows of whole vectors, rows that only together have vectors, and neither; channels that fill no block
 SHAPES = [(3, 5, 2, 4), (2, 8, 3, 3), (2, 7, 3, 5)]
 FORCED = {"group": True, "block_c": 4, "splits": 2}
@@ -78,12 +78,13 @@ def test_a_group_needs_all_of_its_programs():
 def test_dtypes(op, dtype, launches):
     turn = OPS.index(op) + list(DTYPES).index(dtype)
     with tuning.forced(**FORCED):
-        check(op, make(op, SHAPES[turn % 3], dtype=DTYPES[dtype], residual=turn % 2 == 0), "relu")
-    assert "pixel_gate_group_fwd_kernel" in launches and "pixel_gate_group_bwd_kernel" in launches
+        check(op, make(op, SHAPES[turn % 3], dtype=DTYPES[dtype], residual=turn % 2 == 0), ("relu", "silu")[turn % 2])
+    family = "context" if str(op).startswith("gc") else "pixel_gate"
+    assert f"{family}_group_fwd_kernel" in launches and f"{family}_group_bwd_kernel" in launches
 
 
 @pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("op", [BY_NAME["sse"], BY_NAME["scse-max"]], ids=str)
+@pytest.mark.parametrize("op", [BY_NAME["sse"], BY_NAME["scse-max"], BY_NAME["gc"]], ids=str)
 def test_values(op, values):
     shape = SHAPES[len(values) % 3]
     with tuning.forced(**FORCED):

@@ -13,7 +13,9 @@ from torch import Tensor
 from .. import reference
 from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
+from ..tuning import Config
 from . import _checks, _excite
+from ._group import Groups
 from ._launch import Cotangent, Map, counters, gate_backward_channel, gate_backward_input, gate_forward, kernels, matrix
 from ._networks import Network, called, network
 
@@ -29,9 +31,8 @@ def _fake(x, w, b, spec: Spec) -> tuple[Tensor, ...]:
     return context, RelaySqueeze.slot(x), RelaySqueeze.slot(context), logits, softmax
 
 
-def _groups(m: Map, role: str) -> tuple[int, dict]:
+def _groups(m: Map, config: Config) -> tuple[int, dict]:
     """(programs of an image, the kernels' arguments about them)."""
-    config = m.config(role)
     resident = config.block_c >= m.c
     groups = config.splits if resident else -(-m.hw // config.block_p)
     return groups, dict(m.args, groups=groups, RESIDENT=resident, **config.args)  # fmt: skip
@@ -43,11 +44,15 @@ def _launch(x, w, b, spec: Spec) -> tuple[Tensor, ...]:
     if w is None:
         context = _excite.forward(m, None, None, None, None, Spec()).z[:, 0]
     else:
-        groups, args = _groups(m, "context")
-        kernels().context_fwd_kernel[(m.n * groups,)](
-            m.x, matrix(w), b, logits, softmax, context, m.small(m.n, groups, m.c), m.small(m.n, groups, 2), counters(m.x, m.n), **args,
-            HAS_B=b is not None,
-        )  # fmt: skip
+        config, args = m.config("context"), (m.x, matrix(w), b, logits, softmax, context)
+        if config.group and not m.channels_last:
+            if not Groups(m, config).launched(kernels().context_group_fwd_kernel, *args, HAS_B=b is not None):
+                return _launch(x, w, b, spec)
+        else:
+            groups, more = _groups(m, config)
+            kernels().context_fwd_kernel[(m.n * groups,)](
+                *args, m.small(m.n, groups, m.c), m.small(m.n, groups, 2), counters(m.x, m.n), **more, HAS_B=b is not None
+            )
     return context, map_slot, scale_slot, logits, softmax
 
 
@@ -63,13 +68,18 @@ def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequen
         cotangent = None if da is None else Cotangent(m, da, None, Spec())
         pooled = (context[:, None], dcontext[:, None], None)
         return gate_backward_input(m, Spec(gate=spec.gate), cotangent=cotangent, logits=scale, pooled=pooled), None, None
-    groups, args = _groups(m, "context_bwd")
     dx = m.empty() if needs[0] else None
-    dw, db = m.small(m.n, groups, m.c), m.small(m.n, groups)
-    kernels().context_bwd_kernel[(m.n * groups,)](
-        m.same(da), m.x, matrix(w), logits, softmax, context, dcontext, scale, dx, dw, db, **args, GATE=spec.gate, HAS_DA=da is not None,
-        HAS_SCALE=scale is not None, STORE_DX=needs[0],
-    )  # fmt: skip
+    args = (m.same(da), m.x, matrix(w), logits, softmax, context, dcontext, scale, dx)
+    flags = dict(GATE=spec.gate, HAS_DA=da is not None, HAS_SCALE=scale is not None, STORE_DX=needs[0])
+    config = m.config("context_bwd")
+    if config.group and not m.channels_last:
+        dw, db = m.small(m.n, 1, m.c), m.small(m.n, m.hw)
+        if not Groups(m, config).launched(kernels().context_group_bwd_kernel, *args, dw, db, **flags):
+            return _backward(grads, inputs, saved, spec, needs)
+    else:
+        groups, more = _groups(m, config)
+        dw, db = m.small(m.n, groups, m.c), m.small(m.n, groups)
+        kernels().context_bwd_kernel[(m.n * groups,)](*args, dw, db, **more, **flags)
     return (
         None if dx is None else m.output(dx),
         dw.sum((0, 1)).to(w.dtype).view(w.shape) if needs[1] else None,
@@ -157,7 +167,9 @@ def gc(
     residual: Tensor | None = None, activation: str = "none",
 ) -> Tensor:  # fmt: skip
     """Global context (Cao et al., 2019, arXiv:1904.11492): y = a(x * f(scale(ctx)) + add(ctx) + residual), with
-    ctx[n, c] = sum_p softmax_p(sum_c w_c x[n, c, p] + b) x[n, c, p], from one read of the map up to 2048 channels.
+    ctx[n, c] = sum_p softmax_p(sum_c w_c x[n, c, p] + b) x[n, c, p], from one read of the map up to 2048 channels. An image of a contiguous map
+    whose rows are short and many (512 x 14 x 14 and more) is held by programs that wait for each other, on NVIDIA's GPUs; on others it is read twice,
+    and backward too.
 
     Args:
         x: [N, C, H, W]; float32, float16, bfloat16 or float64.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,25 +11,9 @@ from .. import reference, tuning
 from .._library import Family
 from .._spec import Spec
 from . import _checks, _excite
+from ._group import Groups
 from ._launch import Cotangent, Map, counters, gate_backward_input, kernels, matrix
 from .channel import mlp_kind
-
-
-class Groups:
-    """The launch of the kernels of kernels/group.py: `images` of the map at once, a group of programs on each."""
-
-    def __init__(self, m: Map, config: tuning.Config):
-        rows = tuning.rows_together(m.c, m.hw, m.x.element_size())
-        block_r, block_p = max(1, config.block_c // rows), tuning.power_of_two(m.hw)
-        blocks = -(-m.c // (rows * block_r))
-        self.images = min(config.splits, m.n)
-        self.grid = (self.images * blocks,)
-        self.args: dict[str, Any] = dict(
-            part_ptr=m.small(self.images, blocks, m.hw), counter_ptr=counters(m.x, 2 * m.n), N=m.n, C_V=m.c // rows, HW=m.hw, ROWS=rows,
-            BLOCK_R=block_r, BLOCK_P=block_p, BLOCK_S=min(tuning.power_of_two(blocks), max(1, 4096 // block_p)), ACC=m.acc_tl,
-            # every program of a group has to run, or the others wait for ever
-            launch_cooperative_grid=True, **config.options,
-        )  # fmt: skip
 
 
 def _pixel_forward(m: Map, w, b, logits: Tensor | None, residual: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
@@ -44,11 +27,7 @@ def _pixel_forward(m: Map, w, b, logits: Tensor | None, residual: Tensor | None,
     )  # fmt: skip
     config = m.config("pixel")
     if config.group and not m.channels_last:
-        group = Groups(m, config)
-        try:
-            kernels().pixel_gate_group_fwd_kernel[group.grid](*args, **group.args, **flags)
-        except RuntimeError as error:
-            tuning.refused(m.x.device, error)
+        if not Groups(m, config).launched(kernels().pixel_gate_group_fwd_kernel, *args, **flags):
             return _pixel_forward(m, w, b, logits, residual, spec)
     else:
         programs = m.n * -(-m.hw // config.block_p)
@@ -70,12 +49,8 @@ def _pixel_backward(
     )  # fmt: skip
     config = m.config("pixel", maps=2)
     if config.group and not m.channels_last:
-        group = Groups(m, config)
         dw = m.small(m.n, m.c)
-        try:
-            kernels().pixel_gate_group_bwd_kernel[group.grid](**args, dw_part_ptr=dw, **group.args, **cotangent.args(), **flags)
-        except RuntimeError as error:
-            tuning.refused(m.x.device, error)
+        if not Groups(m, config).launched(kernels().pixel_gate_group_bwd_kernel, **args, dw_part_ptr=dw, **cotangent.args(), **flags):
             return _pixel_backward(m, w, logits, q, spec, cotangent, dx)
     else:
         resident = config.block_c >= m.c
