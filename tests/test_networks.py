@@ -29,8 +29,17 @@ def selective(name):
 NETWORKS = {
     "blog": (lambda: peer_blocks.blog.Network(), {"BasicBlock": 2, "csSE": 1, "ChannelAttention": 1, "SpatialAttention": 1}, 16),
     "timm-seresnet50": (lambda: peer("timm").create_model("seresnet50"), {"Bottleneck": 16, "SEModule": 16}, 64),
-    "timm-mobilenetv3_small_100": (lambda: peer("timm").create_model("mobilenetv3_small_100"), {"SqueezeExcite": 9}, 64),
-    "timm-efficientnet_b0": (lambda: peer("timm").create_model("efficientnet_b0"), {"SqueezeExcite": 16}, 64),
+    "timm-mobilenetv3_small_100": (
+        lambda: peer("timm").create_model("mobilenetv3_small_100"),
+        {"SqueezeExcite": 9, "InvertedResidual": 8, "DepthwiseSeparableConv": 1},
+        64,
+    ),
+    "timm-efficientnet_b0": (
+        lambda: peer("timm").create_model("efficientnet_b0"),
+        {"SqueezeExcite": 16, "InvertedResidual": 15, "DepthwiseSeparableConv": 1},
+        64,
+    ),
+    "timm-regnety_002": (lambda: peer("timm").create_model("regnety_002"), {"SEModule": 13, "Bottleneck": 13}, 64),
     "timm-gcresnext26ts": (lambda: peer("timm").create_model("gcresnext26ts"), {"GlobalContext": 8}, 48),
     "timm-ecaresnet50t": (lambda: peer("timm").create_model("ecaresnet50t"), {"Bottleneck": 16, "EcaModule": 16}, 64),
     "timm-resnet18-cbam": (
@@ -45,8 +54,13 @@ NETWORKS = {
     ),
     "timm-skresnet18": (lambda: selective("skresnet18"), {"SelectiveKernel": 8}, 64),
     "timm-resnest14d": (lambda: selective("resnest14d"), {"SplitAttn": 4}, 32),
-    "torchvision-mobilenet_v3_small": (lambda: peer("torchvision").models.mobilenet_v3_small(), {"SqueezeExcitation": 9}, 64),
-    "torchvision-efficientnet_b0": (lambda: peer("torchvision").models.efficientnet_b0(), {"SqueezeExcitation": 16}, 64),
+    "torchvision-mobilenet_v3_small": (lambda: peer("torchvision").models.mobilenet_v3_small(), {"SqueezeExcitation": 9, "Sequential": 9}, 64),
+    "torchvision-efficientnet_b0": (lambda: peer("torchvision").models.efficientnet_b0(), {"SqueezeExcitation": 16, "Sequential": 16}, 64),
+    "torchvision-regnet_y_400mf": (
+        lambda: peer("torchvision").models.regnet_y_400mf(),
+        {"SqueezeExcitation": 16, "BottleneckTransform": 16},
+        96,  # of smaller ones three steps make noise: one unit in the last place of one weight shows as much
+    ),
     "smp-unet-scse": (unet, {"SCSEModule": 10}, 64),
 }
 # Blocks that their own network builds and never calls: the last step of smp's decoder has no skip connection to attend to.

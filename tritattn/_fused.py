@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from . import nn as blocks
 from ._match import Match, bypassed, plain_type, squeezed
@@ -41,7 +42,9 @@ class Plan:
     inner: tuple[Inner, ...]
     before: Callable[..., tuple[Any, Tensor | None]] | None
     children: tuple[str, ...] | None = None  # names of the block's own, where one more would be called
-    norm: str | None = None  # name of the block's layer right before attention, which may be part of attention's passes
+    norm: str | None = None  # path of the block's layer right before attention, which may be part of attention's passes
+    act: bool = False  # whether that layer's type adds an activation to its BatchNorm, which is part of the passes in any case
+    after: Callable[..., Tensor] | None = None  # (block, what the fused pass returns, *maps) -> what the block returns
 
     def covers(self, block: nn.Module, *maps: Any) -> bool:
         """Whether the fused pass does all that the original forward would: nothing inside has been changed or hooked since."""
@@ -63,13 +66,22 @@ class Plan:
                 return False
             if inner.children is not None and tuple(module._modules) != inner.children:
                 return False
-        return True
+        return self.norm is None or not self.act or not is_parametrized(sublayer(block, self.norm))  # its type then computes its weight
 
     def run(self, block: nn.Module, *maps: Tensor) -> Tensor:
         x, residual = (maps[0], maps[0] if self.residual else None) if self.before is None else self.before(block, *maps)
         layers = [None if path is None else sublayer(block, path) for path in self.layers]
-        preceded = {} if self.norm is None else {"before_norm": getattr(block, self.norm)}
-        return self.module.fused(x, *layers, residual=residual, **preceded, **self.settings)
+        norm = None if self.norm is None else sublayer(block, self.norm)
+        preceded = {} if norm is None else {"before_norm": _alone(norm) if self.act else norm}
+        y = self.module.fused(x, *layers, residual=residual, **preceded, **self.settings)
+        return y if self.after is None else self.after(block, y, *maps)
+
+
+def _alone(norm: nn.Module) -> nn.Module:
+    """The BatchNorm that a layer is, without what its type adds: in another object, with the same parameters, buffers, mode and options."""
+    alone = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
+    alone.__dict__.update(norm.__dict__, _compiled_call_impl=None)
+    return alone
 
 
 def make_plan(match: Match, block: nn.Module) -> Plan:
@@ -106,11 +118,11 @@ def _check_shapes(path: str, theirs: Any, ours: Any) -> None:
 class Fused(Derived):
     """A converted block."""
 
-    _tritattn: Plan
+    _tritattn: Plan | None = None  # a slice of a Sequential has its type and no plan
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         plan = self._tritattn
-        if not kwargs and plan.covers(self, *args):  # type: ignore[arg-type]
+        if plan is not None and not kwargs and plan.covers(self, *args):  # type: ignore[arg-type]
             return plan.run(self, *args)  # type: ignore[arg-type]
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
@@ -127,5 +139,5 @@ def uninstall(block: Any) -> bool:
     if type(block) is not derived_type(Fused, original):
         return False
     block.__class__ = original
-    del block.__dict__["_tritattn"]
+    block.__dict__.pop("_tritattn", None)
     return True

@@ -10,7 +10,7 @@ from torch import nn
 from . import nn as blocks
 from ._fused import Fused, Plan, install, make_plan, uninstall
 from ._match import Absent, match
-from ._residual import find, make_residual_plan
+from ._residual import find, input_channels, make_residual_plan
 from ._verify import verify
 from .nn._base import Block
 from .nn._derived import original_type
@@ -68,6 +68,10 @@ def convert(model: nn.Module) -> Report:
     (timm's ResNet, SENet, SKNet, TResNet and ByobNet, MONAI's and segmentation_models_pytorch's SENet, the authors')
     takes both into that pass, and has a row of its own beside the attention's. While stochastic depth is active, or
     where something in it has been changed or hooked, its original forward runs, with the fused attention inside.
+
+    So does a block that has a channel gate (SE, ECA) in its middle, after a BatchNorm and an activation: timm's
+    InvertedResidual and its relatives, RegNet and ReXNet, and any Sequential of convolutions, norms and activations,
+    such as torchvision's blocks. The activation is part of the gate's passes always, the BatchNorm in evaluation.
 
     Every block is first run beside its fused form on copies, in fp64, in training and evaluation mode, with and
     without ties, and compared in outputs, gradients and buffers. A block that differs, has no data (meta), is sharded,
@@ -130,7 +134,9 @@ def _closed(module: nn.Module, path: str) -> Row | None:
     """The row of a module that is not looked into."""
     names = [kind.__name__ for kind in type(module).__mro__]
     if isinstance(module, Fused):
-        return Row(path, names[0], "already", module._tritattn.module.__name__)
+        if module._tritattn is not None:
+            return Row(path, names[0], "already", module._tritattn.module.__name__)
+        uninstall(module)
     if isinstance(module, torch.jit.ScriptModule):
         return Row(path, names[0], "left", "scripted; convert before torch.jit.script")
     if "OptimizedModule" in names or module._compiled_call_impl is not None:
@@ -159,17 +165,17 @@ def _swap(block: nn.Module, path: str) -> Row | None:
 
 
 def _swap_residual(block: nn.Module, path: str) -> Row | None:
-    """Converts a residual block whose attention has been. The row that says so or why not; None for any other module."""
+    """Converts a block whose attention has been, with what stands next to that. The row that says so or why not; None for any other module."""
     entry = find(block)
     if entry is None:
         return None
     name = type(block).__name__
     try:
-        plan = make_residual_plan(entry, block)
-        _install(block, plan, getattr(block, entry.branch.steps[0]).in_channels)
+        plan, taken = make_residual_plan(entry, block)
+        _install(block, plan, input_channels(entry, block))
     except UNLIKE as error:
         return Row(path, name, "left", f"{entry}: {error}")
-    return Row(path, name, "converted", f"{plan.module.__name__} with sum and {plan.settings['activation']} ({entry.source})")
+    return Row(path, name, "converted", f"{plan.module.__name__} {taken} ({entry.source})")
 
 
 def _install(block: nn.Module, plan: Plan, channels: int) -> None:

@@ -91,7 +91,7 @@ def _into(block: Any, name: Any, options: dict[str, Any]) -> Callable[[], None]:
         raise ValueError(f"model: got a {type(block).__name__} that has attention already, expected one without")
     attention = _make(block, name, options)
     fuses = isinstance(attention, Block) and getattr(attention, "apply_gate", True)
-    fuses = fuses and type(getattr(block, residual.activation)) is nn.ReLU
+    fuses = fuses and type(getattr(block, given("block", residual.activation))) is nn.ReLU
     fuses = fuses and isinstance(getattr(block, "drop_path", None), (nn.Identity, type(None)))
     if not hasattr(block, residual.attention) and not fuses:
         raise ValueError(f"name: got {name!r}, expected a block of tritattn.nn that gates a map: torchvision's blocks have no place for another")

@@ -8,9 +8,9 @@ from torch import nn
 
 from . import axis, cbam, channel, context, fusion, gsop, joint, local, plane, scse, select
 from .entry import GATES, HIDDEN, NoFit, Peer
-from .residual import RESIDUALS, Branch, Residual
+from .residual import RESIDUALS, Branch, Residual, Tail
 
-__all__ = ["GATES", "HIDDEN", "PEERS", "RESIDUALS", "Branch", "NoFit", "Peer", "Residual", "candidates", "residuals"]
+__all__ = ["GATES", "HIDDEN", "PEERS", "RESIDUALS", "Branch", "NoFit", "Peer", "Residual", "Tail", "candidates", "residuals"]
 
 FAMILIES = (channel, scse, cbam, context, gsop, plane, select, axis, local, joint, fusion)
 PEERS: tuple[Peer, ...] = tuple(peer for family in FAMILIES for peer in family.PEERS)
