@@ -28,8 +28,8 @@ def timm(module, name, *args, **options):
     return getattr(peer(f"timm.models.{module}"), name)(*args, **options)
 
 
-def byobnet(name, **options):
-    return timm("byobnet", name, C, C, layers=peer("timm.models.byobnet").LayerFn(attn=peer("timm.layers").SEModule), attn_last=True, **options)
+def byobnet(name, last=True, **options):
+    return timm("byobnet", name, C, C, layers=peer("timm.models.byobnet").LayerFn(attn=peer("timm.layers").SEModule), attn_last=last, **options)
 
 
 def senet(package, name):
@@ -122,6 +122,13 @@ MIDDLE = {
     ),
     "timm-RegNet": (lambda: timm("regnet", "Bottleneck", C, C, group_size=8), "timm (RegNet)", "se"),
     "timm-RegNet-none": (lambda: timm("regnet", "Bottleneck", C, 16, group_size=8, downsample="", linear_out=True), "timm (RegNet)", "se"),
+    "timm-byobnet": (lambda: byobnet("BottleneckBlock", False, bottle_ratio=0.5, extra_conv=True), "timm (ByobNet)", "attn"),
+    "timm-byobnet-shortcut": (lambda: byobnet("DarkBlock", False, stride=2, drop_path_rate=0.5), "timm (ByobNet)", "attn"),
+    "timm-MaxxViT": (
+        lambda: timm("maxxvit", "MbConvBlock", C, C, 2, cfg=peer("timm.models.maxxvit").MaxxVitConvCfg(act_layer="silu")),
+        "timm (MaxxViT)",
+        "se",
+    ),
     "timm-ReXNet": (lambda: timm("rexnet", "LinearBottleneck", C, 40, 1, exp_ratio=2.0, se_ratio=0.25), "timm (ReXNet)", "se"),
     "torchvision-mobilenetv3": (lambda: torchvision("mobilenetv3"), "torch.nn", "2"),
     "torchvision-efficientnet": (lambda: torchvision("efficientnet"), "torch.nn", "2"),
@@ -130,7 +137,7 @@ MIDDLE = {
 }
 BLOCKS |= MIDDLE
 # the activation in front of attention
-FRONT = dict.fromkeys(MIDDLE, "relu") | dict.fromkeys(("timm-InvertedResidual", "torchvision-efficientnet"), "silu")
+FRONT = dict.fromkeys(MIDDLE, "relu") | dict.fromkeys(("timm-InvertedResidual", "timm-MaxxViT", "torchvision-efficientnet"), "silu")
 FRONT |= dict.fromkeys(("timm-InvertedResidual-s2d", "torchvision-mobilenetv3"), "hardswish")
 FRONT |= {"timm-EdgeResidual": "relu6", "timm-UniversalInvertedResidual": "gelu", "timm-ReXNet": None}
 SENET = ("SEBottleneck", "SEResNetBottleneck", "SEResNeXtBottleneck")

@@ -70,7 +70,7 @@ def convert(model: nn.Module) -> Report:
     where something in it has been changed or hooked, its original forward runs, with the fused attention inside.
 
     So does a block that has a channel gate (SE, ECA) in its middle, after a BatchNorm and an activation: timm's
-    InvertedResidual and its relatives, RegNet and ReXNet, and any Sequential of convolutions, norms and activations,
+    InvertedResidual and its relatives, RegNet, ReXNet, ByobNet and MaxxViT, and any Sequential of convolutions, norms and activations,
     such as torchvision's blocks. The activation is part of the gate's passes always, the BatchNorm in evaluation.
 
     Every block is first run beside its fused form on copies, in fp64, in training and evaluation mode, with and

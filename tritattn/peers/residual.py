@@ -116,8 +116,14 @@ def _resnet(source: str, attention: str, basic: tuple[str, ...], bottleneck: tup
     return tuple(Residual(source, classes, Branch(steps), attention, "relu") for classes, steps in blocks if classes)
 
 
-def _byobnet(name: str, *steps: str) -> Residual:
-    return Residual("timm (ByobNet)", (name,), Branch(steps, "shortcut", identity=False, in_place=False), "attn_last", "act")
+def _byobnet(name: str, *steps: str) -> tuple[Residual, Residual]:
+    """Attention is at the end or in the middle, with a module that does nothing in the other place."""
+    place = steps.index("attn")
+    tail = Tail((*steps[place + 1 :], "attn_last", "drop_path"), "shortcut", activation="act")
+    return (
+        Residual("timm (ByobNet)", (name,), Branch(steps, "shortcut", identity=False, in_place=False), "attn_last", "act"),
+        Residual("timm (ByobNet)", (name,), Branch(steps[:place], None), "attn", tail=tail),
+    )
 
 
 _TIMM = ("conv1", "bn1", "drop_block", "act1", "aa", "conv2", "bn2")
@@ -149,10 +155,10 @@ RESIDUALS: tuple[Residual, ...] = (
     Residual("timm (TResNet)", ("BasicBlock",), Branch(("conv1", "conv2"), in_place=False), "se", "act"),
     Residual("timm and segmentation_models_pytorch (SENet)", _SENET, Branch(BOTTLENECK, in_place=False), "se_module", "relu"),
     Residual("timm (SENet)", ("SEResNetBlock",), Branch((*BASIC, "relu"), in_place=False), "se_module", "relu"),
-    _byobnet("BasicBlock", "conv1_kxk", "attn", "conv2_kxk"),
-    _byobnet("BottleneckBlock", "conv1_1x1", "conv2_kxk", "conv2b_kxk", "attn", "conv3_1x1"),
-    _byobnet("DarkBlock", "conv1_1x1", "attn", "conv2_kxk"),
-    _byobnet("EdgeBlock", "conv1_kxk", "attn", "conv2_1x1"),
+    *_byobnet("BasicBlock", "conv1_kxk", "attn", "conv2_kxk"),
+    *_byobnet("BottleneckBlock", "conv1_1x1", "conv2_kxk", "conv2b_kxk", "attn", "conv3_1x1"),
+    *_byobnet("DarkBlock", "conv1_1x1", "attn", "conv2_kxk"),
+    *_byobnet("EdgeBlock", "conv1_kxk", "attn", "conv2_1x1"),
     Residual("MONAI", ("SEBlock", *_SENET), Branch(("conv1", "conv2", "conv3"), "project"), "se_layer", "act"),
     *_resnet("Jongchan/attention-module", "cbam", ("BasicBlock",), ("Bottleneck",)),
     *_resnet("landskape-ai/triplet-attention", "triplet_attention", ("BasicBlock",), ("Bottleneck",)),
@@ -163,6 +169,13 @@ RESIDUALS: tuple[Residual, ...] = (
     _inverted("DepthwiseSeparableConv", (*_S2D, "conv_dw", "bn1", "aa"), "conv_pw", "bn2"),
     _inverted("EdgeResidual", ("conv_exp", "bn1", "aa"), "conv_pwl", "bn2"),
     _inverted("UniversalInvertedResidual", ("dw_start", "pw_exp", "dw_mid"), "pw_proj", "dw_end", "layer_scale"),
+    Residual(
+        "timm (MaxxViT)",
+        ("MbConvBlock",),
+        Branch(("pre_norm", "down", "conv1_1x1", "norm1", "conv2_kxk", "se_early?", "norm2"), None),
+        "se",
+        tail=Tail(("conv3_1x1",), "shortcut", "drop_path"),
+    ),
     Residual(
         "timm (RegNet)", ("Bottleneck",), Branch(("conv1", "conv2"), None), "se", tail=Tail(("conv3",), "downsample", "drop_path", "act3")
     ),
