@@ -234,7 +234,7 @@ def spatial_squeeze_fwd_kernel(
 @triton.jit
 def spatial_convolution_fwd_kernel(
     stats_ptr, weight_ptr, bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, logits_ptr, H, W, eps,
-    MEAN_AT: tl.constexpr, MAX_AT: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_BN: tl.constexpr, HAS_AFFINE: tl.constexpr,
+    MEAN_AT: tl.constexpr, MAX_AT: tl.constexpr, TAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_BN: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """logits_n(h,w) = BN(sum_(i,j,k) weight_ijk stats_ni(h + j - TAPS // 2, w + k - TAPS // 2) + bias); BN with its running statistics.
@@ -272,7 +272,9 @@ def spatial_convolution_fwd_kernel(
     if HAS_BN:
         scale = 1.0 / tl.sqrt(tl.load(bn_var_ptr).to(ACC) + eps)
         acc = (acc - tl.load(bn_mean_ptr).to(ACC)) * scale
-        if HAS_AFFINE:
-            acc = acc * tl.load(bn_weight_ptr).to(ACC) + tl.load(bn_bias_ptr).to(ACC)
+        if bn_weight_ptr is not None:
+            acc *= tl.load(bn_weight_ptr).to(ACC)
+        if bn_bias_ptr is not None:
+            acc += tl.load(bn_bias_ptr).to(ACC)
     inside = (h[:, None] < H) & (w[None, :] < W)
     tl.store(logits_ptr + n.to(tl.int64) * HW + h[:, None] * W + w[None, :], acc.to(logits_ptr.dtype.element_ty), mask=inside)

@@ -45,6 +45,7 @@ def test_the_lowest_value_can_be_the_maximum(max_grad, tiles):
 NORMS = {
     "cumulative": {"momentum": None},
     "no affine": {"affine": False},
+    "no bias": {"bias": False},
     "no statistics": {"track_running_stats": False},
     "nothing": {"affine": False, "track_running_stats": False},
     "large eps": {"eps": 0.1},
@@ -61,8 +62,12 @@ def test_batchnorm(name, norm, training):
     check(op, inputs, "relu")
 
 
-def _norm(training, **options):
+def _norm(training, bias=True, **options):
     norm = nn.BatchNorm2d(1, **options).train(training)
+    if not bias:
+        norm.bias = None  # no argument of older torch
+    if norm.weight is not None:
+        nn.init.constant_(norm.weight, 1.5)
     if norm.running_mean is not None:
         norm.running_mean.fill_(-0.5)
         norm.running_var.fill_(2.0)

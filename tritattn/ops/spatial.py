@@ -98,7 +98,7 @@ def _convolution_launch(stats: Tensor, weight: Tensor, bias, bn_weight, bn_bias,
     k = kernels()
     k.spatial_convolution_fwd_kernel[(n * -(-height // block_h) * -(-width // block_w),)](
         stats, weight.contiguous(), bias, bn_weight, bn_bias, bn_mean, bn_var, spatial, height, width, float(spec.eps or 0), MEAN_AT=mean_at,
-        MAX_AT=max_at, TAPS=weight.shape[-1], HAS_BIAS=bias is not None, HAS_BN=bn_mean is not None, HAS_AFFINE=bn_weight is not None,
+        MAX_AT=max_at, TAPS=weight.shape[-1], HAS_BIAS=bias is not None, HAS_BN=bn_mean is not None,
         BLOCK_H=block_h, BLOCK_W=block_w, ACC=k.tl.float64 if stats.dtype == torch.float64 else k.tl.float32, num_warps=4,
     )  # fmt: skip
 
