@@ -432,6 +432,38 @@ def test_hooked_layers_are_called(name, rank, training):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0, msg=lambda text, key=key: f"{key}: {text}")
 
 
+HALVES = {"cbam": ("channel", "spatial"), "cbam-residual-relu": ("channel", "spatial"), "scse": ("channel", "spatial")}
+HALVES |= {"scse-max": ("channel", "spatial"), "bam": ("channel", "spatial"), "bam-paper": ("channel", "spatial")}
+HALVES |= {"triplet": ("cw", "hc", "hw"), "triplet-two": ("cw", "hc"), "sk": ("attn",), "sk-options": ("attn",)}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # of SK's attention, which takes a list of maps
+@pytest.mark.parametrize(("name", "half"), [(name, half) for name, halves in HALVES.items() for half in halves])
+def test_hooked_halves_are_called(name, half, training):
+    fused = build(name).train(training)
+    hooked, calls = copy.deepcopy(fused), []
+    part = hooked.get_submodule(half)
+    part.register_forward_pre_hook(lambda *_: calls.append("pre"))
+    part.register_forward_hook(lambda *_: calls.append("forward"))
+    part.register_full_backward_hook(lambda *_: calls.append("backward"))
+    x = sample(4, ties=True)
+    assert_same(trace(hooked, hooked, x), trace(fused, fused, x))
+    assert calls == ["pre", "forward", "backward"]
+    part.register_forward_hook(lambda m, args, y: 2 * y)
+    assert not torch.allclose(hooked(x), fused(x))
+
+
+def test_replaced_halves_are_called():
+    module, x = build("cbam"), sample(4)
+    module.spatial = nn.Identity()
+    torch.testing.assert_close(module(x), module.channel(x))
+    assert "Identity" in repr(module)
+    module = build("scse")
+    module.channel = nn.Identity()
+    torch.testing.assert_close(module(x), x + module.spatial(x))
+
+
 @pytest.mark.parametrize("name", ["se", "cbam", "sse", "scse-max", "attention"])
 def test_residual_argument(name):
     module = build(name).eval()
@@ -660,6 +692,9 @@ def test_parameters(kind):
         (lambda: tn.GatherExcite(8, extent=2, pool="avg_max"), "pool"),
         (lambda: tn.AFF(0), "channels"),
         (lambda: tn.AFF(8, factor=3), "factor"),
+        (lambda: tn.AFF(8)(torch.zeros(1, 8, 2, 2)), "residual"),
+        (lambda: tn.AFF(8)(torch.zeros(1, 8, 2, 2), torch.zeros(1, 8, 2, 1)), "residual"),
+        (lambda: tn.IAFF(8)(torch.zeros(1, 8, 2, 2), torch.zeros(1, 8, 2, 1)), "residual"),
         (lambda: tn.IAFF(8, gate="tanh"), "gate"),
         (lambda: tn.MSCAM(8, rd_channels=0), "rd_channels"),
         (lambda: tn.SelectiveKernel(9, split_input=True), "channels"),
@@ -667,6 +702,7 @@ def test_parameters(kind):
         (lambda: tn.SelectiveKernel(8, kernel_size=(3,)), "num_paths"),
         (lambda: tn.SelectiveKernelAttention(8, path_act="tanh"), "path_act"),
         (lambda: tn.SelectiveKernelAttention(8, gate="tanh"), "gate"),
+        (lambda: tn.SelectiveKernelAttention(8)((torch.zeros(1, 8, 2, 2), torch.zeros(1, 8, 2, 1))), r"x\[1\]"),
         (lambda: tn.SelectiveKernel(8, groups=3), "groups"),
         (lambda: tn.SplitAttention(8, radix=0), "radix"),
         (lambda: tn.SplitAttention(9, 8, groups=2), "groups"),

@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from .. import ops, reference
 from .._match import PLAIN_LAYERS
+from ..ops import _checks
 from ._checkpoint import translate
 
 T = TypeVar("T")
@@ -127,7 +128,8 @@ class Block(nn.Module):
     """Base of the modules: the parameters sit in torch layers, `forward` hands them to one fused op.
 
     A layer that is more than its weight and bias (hooks, a LoRA wrapper, fake quantisation, any type of its own) is called as a module
-    instead, between a fused squeeze and a fused gate, so the result is always that of the layers as they stand.
+    instead, between a fused squeeze and a fused gate, so the result is always that of the layers as they stand. So is a half, of a block of two,
+    that carries hooks or has been replaced.
 
     `activation` (none, relu, silu, hardswish, gelu) is applied last, and `residual=True` adds the input itself where `forward` gets no
     residual; both belong to the gating pass and cost no further one.
@@ -137,6 +139,7 @@ class Block(nn.Module):
 
     layers: ClassVar[tuple[str, ...]]  # paths of the layers and bare parameters, in the order in which `fused` takes them
     called: ClassVar[frozenset[str]] = frozenset()  # those among them that `fused` itself calls as modules
+    halves: ClassVar[Mapping[str, type[Block]]] = {}  # blocks whose layers `fused` takes instead of calling them
 
     def __init_subclass__(cls) -> None:
         cls.forward = own_code(cls.forward)  # type: ignore[method-assign]
@@ -177,8 +180,19 @@ class Block(nn.Module):
         layers = self.plain_layers()
         return self.composed(x, residual) if layers is None else self.fused(x, *layers, residual=residual, **self.settings())
 
+    def halves_called(self) -> bool:
+        """Whether a half is more than its layers: `composed` then calls the halves as modules."""
+        return any(obstacle(getattr(self, name), (kind,)) is not None for name, kind in self.halves.items())
+
+    def finished(self, y: Tensor, residual: Tensor | None) -> Tensor:
+        """`composed` from what halves have made of the map."""
+        _checks.residual(residual, y)
+        return reference.ACTIVATIONS[self.activation](y if residual is None else y + residual)
+
     def plain_layers(self) -> list[Any] | None:
-        """What `fused` takes; None where a layer has to be called as a module."""
+        """What `fused` takes; None where a layer or a half has to be called as a module."""
+        if self.halves_called():
+            return None
         layers = [sublayer(self, path) for path in self.layers]
         for path, layer in zip(self.layers, layers, strict=True):
             if path not in self.called and obstacle(layer) is not None:
@@ -186,7 +200,8 @@ class Block(nn.Module):
         return layers
 
     def extra_repr(self) -> str:
-        shown = {**self.settings(), "residual": self.residual}
+        settings = {"activation": self.activation} if self.halves_called() else self.settings()  # which a half may have no part of
+        shown = {**settings, "residual": self.residual}
         usual = {"activation": "none", "residual": False, "apply": True}
         options = {"hidden": "act", "before": "path_act"}  # the constructor's names
         return ", ".join(f"{options.get(k, k)}={v}" for k, v in shown.items() if usual.get(k, ...) != v)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -195,6 +195,7 @@ class BAM(Block):
 
     layers = ("channel.mlp", "spatial.convs")
     called = frozenset(layers)
+    halves: ClassVar[Mapping[str, type[Block]]] = {"channel": BAMChannelGate, "spatial": BAMSpatialGate}
 
     def __init__(
         self,
@@ -238,3 +239,6 @@ class BAM(Block):
     @staticmethod
     def fused(x: Tensor, mlp: Any, convs: Any, **settings: Any) -> Tensor:
         return ops.bam(x, mlp, convs, **settings)
+
+    def gate_weights(self, x: Tensor) -> Tensor:
+        return reference.joint_factor(self.channel(x), self.spatial(x), self.combine, self.gate)

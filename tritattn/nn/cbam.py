@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -206,6 +206,7 @@ class CBAM(Block):
     """
 
     layers = ("channel.fc1", "channel.fc2", "spatial.conv", "spatial.bn")
+    halves: ClassVar[Mapping[str, type[Block]]] = {"channel": ChannelAttention, "spatial": SpatialAttention}
 
     def __init__(
         self,
@@ -265,7 +266,9 @@ class CBAM(Block):
         return ops.cbam(x, *weights(fc1), *weights(fc2), *weights(conv), norm=bn, **settings)
 
     def composed(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        gated = ops.gate(x, self.channel.gate_weights(x))
+        gated = self.channel(x)
+        if self.halves_called():
+            return self.finished(self.spatial(gated), residual)
         return ops.gate(gated, self.spatial.gate_weights(gated), residual=residual, activation=self.activation)
 
 

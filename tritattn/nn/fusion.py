@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from .. import ops, reference
+from ..ops import _checks
 from ._base import Block, given, one_of, pointwise, positive, reduced
 
 
@@ -84,6 +85,13 @@ class MSCAM(_Contexts):
         return ops.mscam(x, local, pooled, **settings)
 
 
+def _second(x: Tensor, residual: Any) -> Tensor:
+    """The second map, checked under the name that it has in `forward`."""
+    _checks.feature_map(x)
+    _checks.alike("residual", given("residual", residual), x)
+    return residual
+
+
 class AFF(_Contexts):
     """Attentional feature fusion of two maps: in a residual block in place of the sum of its output and its shortcut.
 
@@ -120,7 +128,7 @@ class AFF(_Contexts):
 
     @staticmethod
     def fused(x: Tensor, local: Any, pooled: Any, residual: Any, **settings: Any) -> Tensor:
-        return ops.aff(x, given("residual", residual), local, pooled, **settings)
+        return ops.aff(x, _second(x, residual), local, pooled, **settings)
 
 
 class IAFF(_Contexts):
@@ -162,4 +170,4 @@ class IAFF(_Contexts):
 
     @staticmethod
     def fused(x: Tensor, local: Any, pooled: Any, local2: Any, pooled2: Any, residual: Any, reuse_pooled: bool, **settings: Any) -> Tensor:
-        return ops.iaff(x, given("residual", residual), local, pooled, local2, pooled if reuse_pooled else pooled2, **settings)
+        return ops.iaff(x, _second(x, residual), local, pooled, local2, pooled if reuse_pooled else pooled2, **settings)

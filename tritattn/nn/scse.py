@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -138,6 +138,7 @@ class ConcurrentSE(Block):
     """
 
     layers = ("channel.fc1", "channel.fc2", "spatial.conv")
+    halves: ClassVar[Mapping[str, type[Block]]] = {"channel": ChannelSE, "spatial": SpatialSE}
 
     def __init__(
         self,
@@ -177,6 +178,9 @@ class ConcurrentSE(Block):
         return ops.scse(x, *weights(fc1), *weights(fc2), *weights(conv), **settings)
 
     def composed(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        if self.halves_called():
+            channel, spatial = self.channel(x), self.spatial(x)
+            return self.finished(channel + spatial if self.combine == "sum" else torch.maximum(channel, spatial), residual)
         s, q = self.channel.gate_weights(x), self.spatial.gate_weights(x)
         if self.combine == "sum":
             return ops.gate(x, s + q, residual=residual, activation=self.activation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,7 @@ class SelectiveKernel(Block):
 
     layers: tuple[str, ...]  # type: ignore[misc]
     called = frozenset({"attn.bn"})
+    halves: ClassVar[Mapping[str, type[Block]]] = {"attn": SelectiveKernelAttention}
     fused = staticmethod(SelectiveKernelAttention.fused)
 
     def __init__(
@@ -227,4 +228,4 @@ class SelectiveKernel(Block):
         return super().forward(self.branches(x), residual)  # type: ignore[arg-type]
 
     def composed(self, x: Any, residual: Tensor | None) -> Tensor:
-        return self.attn.composed(x, residual)
+        return self.attn(x, residual)

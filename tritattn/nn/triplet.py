@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -35,6 +35,8 @@ class TripletAttention(Block):
     """
 
     layers = tuple(f"{plane}.{layer}" for plane in PLANES for layer in ("conv", "bn"))
+    halves: ClassVar[Mapping[str, type[Block]]] = dict.fromkeys(PLANES, SpatialAttention)
+    hc: SpatialAttention
     hw: SpatialAttention | None
 
     def __init__(
@@ -83,6 +85,10 @@ class TripletAttention(Block):
 
     def composed(self, x: Tensor, residual: Tensor | None) -> Tensor:
         own: Any = self.cw
+        if self.halves_called():
+            gated = [own(x.transpose(1, 2)).transpose(1, 2), self.hc(x.transpose(1, 3)).transpose(1, 3)]
+            gated += [] if self.hw is None else [self.hw(x)]
+            return self.finished(sum(gated) / len(gated), residual)
 
         def logits(half: Any, stats: Tensor) -> Tensor:
             """stats: (mean, maximum) [N, 2, ...]."""
