@@ -222,6 +222,10 @@ LEFT = {
     "own forward": (lambda: overridden(external.SEAttention(16, 4)), "it has a forward of its own"),
     "meta": (lambda: external.SEAttention(16, 4).to("meta"), "has no data"),
     "another norm in SE": (lambda: timm("SEModule")(16, norm_layer=nn.InstanceNorm2d), "bn is a InstanceNorm2d"),
+    "a stack of maps": (
+        lambda: peer("timm.layers.selective_kernel").SelectiveKernelAttn(16),
+        r"timm SelectiveKernelAttn: it takes its maps stacked",
+    ),
     "scripted": (lambda: torch.jit.script(smp(16)), "scripted"),
     "compiled": (lambda: torch.compile(external.SEAttention(16, 4)), "compiled"),
     "spectral_norm": (

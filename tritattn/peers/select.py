@@ -40,6 +40,10 @@ def _slices(act: str) -> Callable[[Any], dict[str, Any]]:
     return read
 
 
+def _stacked(block: Any) -> dict[str, Any]:
+    raise NoFit("it takes its maps stacked, which costs the passes that a fused one saves; SelectiveKernel, which holds it, is converted whole")
+
+
 _NORMS = {"bn0": "bn0", "bn1": "bn1"}
 _LAYERS = {"fc1": "fc1", "fc2": "fc2"}
 PEERS: tuple[Peer, ...] = (
@@ -53,6 +57,13 @@ PEERS: tuple[Peer, ...] = (
         inner=("SelectiveKernelAttn",),
         before=_timm_paths,
         called=("paths.0", "paths"),
+    ),
+    Peer(
+        "timm",
+        ("SelectiveKernelAttn",),
+        "SelectiveKernelAttention",
+        {"fc_reduce": "fc_reduce", "bn": "bn", "fc_select": "fc_select"},
+        read=_stacked,
     ),
     *(
         Peer(
