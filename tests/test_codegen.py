@@ -138,6 +138,19 @@ def test_products_of_matrices_are_on_matrix_units(target):
             assert resources(compiled, target)["spill_bytes"] == 0, name
 
 
+@pytest.mark.parametrize("target", ["sm_80", "gfx942"])
+def test_a_strided_convolution_does_not_spill(target):
+    case = make_case("gsop", "bf16", "contiguous", 256, STAGES[0])
+    x = torch.empty(case.shape, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    conv = torch.nn.Conv2d(x.shape[1], 128, 1, 2, device="meta", dtype=x.dtype)
+    with recording(case) as found:
+        y = ops.gsop(x, (conv, torch.nn.Identity()), lambda s: s.flatten(1)[:, : x.shape[1], None, None])
+        torch.autograd.grad(y, [x, conv.weight], torch.empty_like(y))
+    (launch,) = (launch for launch in found if launch.name == "pointwise_convolution_bwd_kernel")
+    made = row(launch, target)
+    assert launch.kwargs["STRIDE"] == 2 and made["status"] == "ok" and made["spill_bytes"] == 0 and made["map_load_bits"] == 128, made
+
+
 # each spilled a few registers until its pass had a limit of them
 LIMITED = [
     ("fp32", "scse", "channels_last", (16, 128, 128, 128, 8), "sm_100", "pixel_gate_bwd_kernel"),

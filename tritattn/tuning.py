@@ -162,7 +162,7 @@ def choose(
     "shuffled_plane" own all positions of their channels, at once where they fit, "covariance" the covariances of theirs, whose gradients
     "covariance_bwd" takes back to a tile; "lines", "extremes" and "products" walk down rows of `row` positions, which `splits` cuts: block_p
     positions are as much of a row as fits, or several rows; "rows" does so with rows as wide as they are; "convolution" walks down the channels of
-    its positions, "convolution_bwd" positions with a block of them; "tile" is elementwise.
+    its positions, "convolution_bwd" and, with a stride, "strided_convolution_bwd" positions with a block of them; "tile" is elementwise.
     """
     rule = _RULES[role]
     config = rule(n, c, hw, itemsize, channels_last, processors(device), *((maps,) if maps > 1 else ()), *((row,) if row else ()))
@@ -320,6 +320,12 @@ def _convolution_bwd(n: int, c: int, hw: int, itemsize: int, channels_last: bool
     return Config(block_c, min(power_of_two(hw), block_p), max(1, 2 * sms // -(-c // block_c)), num_warps=8)
 
 
+def _strided_convolution_bwd(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+    config = _convolution_bwd(n, c, hw, itemsize, channels_last, sms)
+    # at 32 positions AMD's compiler spills some registers, at 64 none
+    return replace(config, block_p=64) if itemsize == 2 and not channels_last and hw % 4 == 0 else config
+
+
 def _covariance(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
     # all channels where that makes programs enough: with more blocks of them a map is read twice as many times
     if itemsize == 8:
@@ -420,6 +426,7 @@ _RULES: dict[str, Callable[..., Config]] = {
     "context_bwd": _context_bwd,
     "convolution": _convolution,
     "convolution_bwd": _convolution_bwd,
+    "strided_convolution_bwd": _strided_convolution_bwd,
     "covariance": _covariance,
     "covariance_bwd": _covariance_bwd,
     "plane": _plane,

@@ -72,7 +72,7 @@ def _backward(grads, inputs, saved, spec: ConvolutionSpec, needs: Sequence[bool]
     dx, dw = m.empty() if needs[0] else None, None
     if needs[0] or needs[1]:
         out = Map(g)
-        config, args = _args(m, out, "convolution_bwd", spec)
+        config, args = _args(m, out, "convolution_bwd" if spec.stride == 1 else "strided_convolution_bwd", spec)
         # a share of the weight's gradient weighs as much as a program's part of the map in a few steps
         splits = min(config.splits, max(1, m.n * -(-m.hw // args["BLOCK_P"]) // STEPS))
         dw = m.small(splits, *w.shape) if needs[1] else None
