@@ -115,7 +115,7 @@ def tile_offsets(c, p, C, HW, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr):
 @triton.jit
 def own_tile(C, HW, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
     """The one tile of one image that a program of an elementwise pass owns: n, c [BLOCK_C], p [BLOCK_P], and of the tile the mask, the image's offset
-    and the offsets inside it."""
+    and the offsets inside it. The last tile comes first: a pass that reduces the map read it last, so that the cache still has it."""
     blocks_c = tl.cdiv(C, BLOCK_C)
     blocks_p = tl.cdiv(HW, BLOCK_P)
     program = tl.num_programs(0) - 1 - tl.program_id(0)

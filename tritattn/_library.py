@@ -123,13 +123,8 @@ _has_autocast._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _transformed() -> bool:
-    """Whether the call runs under a tool that must see through the op: functorch, forward AD, tracing, ONNX export."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-    )
+    """Whether the call runs under a tool that must see through the op: functorch, forward AD, tracing, ONNX export, which traces or compiles."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch.jit.is_tracing()
 
 
 def _launch_errors() -> tuple[type[BaseException], ...]:

@@ -36,8 +36,8 @@ def parameter(name: str, t: Tensor | None, x: Tensor, *shapes: tuple[int, ...]) 
         return
     required(name, t)
     floating(name, t)
-    # size by size: under dynamic shapes dynamo's `in` does not see that a symbol equals the number it was specialised to
-    if not any(len(s) == t.dim() and all(a == b for a, b in zip(t.shape, s, strict=True)) for s in shapes):
+    # then size by size: under dynamic shapes dynamo's `in` does not see that a symbol equals the number it was specialised to
+    if t.shape not in shapes and not any(len(s) == t.dim() and all(a == b for a, b in zip(t.shape, s, strict=True)) for s in shapes):
         raise ValueError(f"{name}: got shape {list(t.shape)}, expected {' or '.join(str(list(s)) for s in shapes)} for x of shape {list(x.shape)}")
     if t.device != x.device:
         raise ValueError(f"{name}: got a tensor on {t.device}, expected {x.device}, the device of x")
