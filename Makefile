@@ -13,7 +13,7 @@ PEER_NEEDS := huggingface_hub numpy pillow pyyaml safetensors tqdm
 # For `make gpu`: seconds for the whole run, a folder for what it leaves, and which steps; tune and models follow where the first two are done.
 BUDGET ?= 540
 OUT ?= gpu-results
-STEPS ?= tests,sweep
+STEPS ?= tests,host,sweep
 
 .DEFAULT_GOAL := help
 .PHONY: help test test-interp test-plain perf lint gpu clean
@@ -47,7 +47,7 @@ lint: $(VENV)/installed ## Run ruff and mypy.
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-gpu: ## Test and time on this machine's GPU with PYTHON as it is, nothing installed: make gpu BUDGET=540 OUT=dir [STEPS=tests,sweep,tune,models]
+gpu: ## Test and time on this machine's GPU with PYTHON as it is, nothing installed: make gpu BUDGET=540 OUT=dir [STEPS=tests,host,sweep,tune,models]
 	@$(PYTHON) -m perf gpu --out '$(OUT)' --budget $(BUDGET) --steps '$(STEPS)'
 
 clean: ## Remove the environment, builds and caches.

@@ -100,6 +100,24 @@ def sweep(
 
 
 @app.command()
+def host(
+    csv: Annotated[Path, typer.Option(help="where the rows go; an interrupted run of the same command goes on in it")],
+    ops: Annotated[str | None, typer.Option(help="comma list of ops, as for sweep")] = None,
+    dtypes: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.DTYPES)}")] = None,
+    layouts: Annotated[str | None, typer.Option(help=f"comma list of {', '.join(cases.LAYOUTS)}")] = None,
+    budget: Annotated[float | None, typer.Option(help="seconds; the most important rows come first")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
+) -> None:
+    """Time plain eager calls on maps of one image, the host's share beside the whole; without a GPU what tritattn's calls cost the host."""
+    from . import host as calls
+
+    names, kinds = _several(ops, calls.OPS), _several(dtypes, ("bf16",), tuple(cases.DTYPES))
+    sized = calls.all_cases(names, kinds, _several(layouts, ("channels_last",), tuple(cases.LAYOUTS)))
+    calls.host(csv, _device(None), console, cases=sized, budget=budget, resume=not fresh)
+    console.print(f"rows in {csv}")
+
+
+@app.command()
 def models(
     csv: Annotated[Path, typer.Option(help="where the rows go; an interrupted run of the same command goes on in it")],
     networks: Annotated[str | None, typer.Option(help=f"comma list of timm/NAME[+BLOCK] and torchvision/NAME[+BLOCK]; {', '.join(NETWORKS)}")] = None,
@@ -275,7 +293,7 @@ def report(
 @app.command()
 def gpu(
     out: Annotated[Path, typer.Option(help="folder for what the steps leave; those that measure go on in it")],
-    steps: Annotated[str, typer.Option(help="comma list of tests, sweep, tune and models")] = "tests,sweep",
+    steps: Annotated[str, typer.Option(help="comma list of tests, host, sweep, tune and models")] = "tests,host,sweep",
     budget: Annotated[float, typer.Option(help="seconds for all of them")] = 540.0,
 ) -> None:
     """Test and measure on this machine's GPU, with this Python and within a budget."""
@@ -289,13 +307,14 @@ def targets(
     traffic: Annotated[Path, typer.Option(help="CSV of traffic, for the predictions")],
     sweep: Annotated[Path | None, typer.Option(help="CSV of a sweep on a GPU")] = None,
     models: Annotated[Path | None, typer.Option(help="CSV of models on a GPU")] = None,
+    host: Annotated[Path | None, typer.Option(help="CSV of host on a GPU")] = None,
     codegen: Annotated[Path | None, typer.Option(help="CSV of codegen; the kernels of these rows that it lacks are compiled")] = None,
     readme: Annotated[Path | None, typer.Option(help="a Markdown file whose table, between <!-- targets --> markers, is replaced")] = None,
 ) -> None:
     """What the package aims at, what its traffic predicts, and what was measured: the second table of the README."""
     from . import targets as aims
 
-    table = aims.targets(console, traffic=traffic, sweep=sweep, models=models, codegen=codegen, readme=readme)
+    table = aims.targets(console, traffic=traffic, sweep=sweep, models=models, host=host, codegen=codegen, readme=readme)
     console.print(table, soft_wrap=True, highlight=False)
 
 

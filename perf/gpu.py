@@ -36,12 +36,13 @@ def _workers() -> tuple[str, ...]:
     return ("-n", "8") if importlib.util.find_spec("xdist") else ()
 
 
-def _perf(name: str, *options: str) -> Step:
-    return Step(f"{name}.csv", ("-m", "perf", name, "--csv", "{file}", "--budget", "{share}", *options))
+def _perf(name: str, *options: str, share: float = 1) -> Step:
+    return Step(f"{name}.csv", ("-m", "perf", name, "--csv", "{file}", "--budget", "{share}", *options), share)
 
 
 STEPS = {
     "tests": Step("tests.xml", ("-m", "pytest", "tests/gpu", "-q", "-m", "gpu", *_workers(), "--junitxml", "{file}"), 2, 0),
+    "host": _perf("host", share=0.5),
     "sweep": _perf("sweep"),
     "tune": _perf("tune", "--out", "{out}/tuned.json"),
     "models": _perf("models"),

@@ -48,6 +48,12 @@ TUNE = (
     *ENVIRONMENT,
     "samples",
 )
+HOST = (
+    *("op", "provider", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "status", "timer"),
+    *("host_us", "host_us_p20", "host_us_p80", "us", "us_p20", "us_p80"),
+    *ENVIRONMENT,
+    "samples",
+)
 DIGITS = ("block", "seed", "epochs", "status", "accuracy", "loss", "parameters", "seconds", *ENVIRONMENT)
 # What names a measurement, as opposed to what it found: one row per value of these.
 IDENTITY = {
@@ -57,6 +63,7 @@ IDENTITY = {
     FEATURES: ("op",),
     MODELS: ("network", "provider", "execution", "mode", "dtype", "layout", "n", "size"),
     TUNE: ("op", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "key", "config"),
+    HOST: ("op", "provider", "mode", "dtype", "layout", "n", "c", "h", "w", "params"),
     DIGITS: ("block", "seed", "epochs"),
 }
 # Rows of another machine, package or commit do not stand in for a measurement of this one.
@@ -65,6 +72,7 @@ PLACE = ("device", "torch", "triton", "tritattn", "commit")
 NUMBERS = frozenset(
     "n c h w max_err ratio noise ms_p50 ms_p20 ms_p80 launches bytes_min gbps pct_copy copy_u peak_mb copy_gbps samples "
     "read_u write_u total_u other_u dram_u bar_u floor_u registers spill_bytes shared_bytes map_load_bits map_store_bits "
+    "host_us host_us_p20 host_us_p80 us us_p20 us_p80 "
     "size blocks images_s cost_us cost_pct seed epochs accuracy loss parameters seconds "
     "u_fwd u_bwd bar_fwd bar_bwd floor_fwd floor_bwd launches_fwd launches_bwd "
     "eager_launches_fwd eager_launches_bwd compile_launches_fwd compile_launches_bwd".split()

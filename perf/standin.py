@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from .codegen import TARGETS
 
 
 class _Driver:
-    def __init__(self, target: str, launches: list[tuple[Any, ...]]):
+    def __init__(self, target: str, launch: Callable[..., None]):
         from triton.backends.compiler import GPUTarget
 
         self.target = GPUTarget(*TARGETS[target])
@@ -25,7 +25,7 @@ class _Driver:
             load_binary=lambda *args: (0, 0, 0, 0, 1024),
             unload_module=lambda *args: None,
         )
-        self.launcher_cls = lambda source, metadata: lambda *args: launches.append(args)
+        self.launcher_cls = lambda source, metadata: launch
 
     def get_current_device(self) -> int:
         return 0
@@ -44,13 +44,19 @@ class _Driver:
 
 
 @contextmanager
-def standin(target: str = "sm_90") -> Iterator[list[tuple[Any, ...]]]:
-    """Inside the block plain calls on CPU tensors take the kernels; results are whatever the memory holds. Yields the arguments of the launches."""
+def standin(target: str = "sm_90", record: bool = True) -> Iterator[list[tuple[Any, ...]]]:
+    """Inside the block plain calls on CPU tensors take the kernels; results are whatever the memory holds. Yields what the launches were given, if it
+    is recorded."""
     from triton.runtime import driver
 
     launches: list[tuple[Any, ...]] = []
+
+    def launch(*args: Any) -> None:
+        if record:
+            launches.append(args)
+
     active = driver._active
-    driver.set_active(_Driver(target, launches))  # type: ignore[arg-type]
+    driver.set_active(_Driver(target, launch))  # type: ignore[arg-type]
     try:
         with mock.patch.object(_library, "_device_problem", lambda device: None):
             yield launches

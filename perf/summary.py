@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .schema import CODEGEN, IDENTITY, MODELS, SWEEP, TRAFFIC, TUNE, frame
+from .schema import CODEGEN, HOST, IDENTITY, MODELS, SWEEP, TRAFFIC, TUNE, frame
 
 
 def geomean(values: Iterable[float]) -> float:
@@ -65,6 +65,24 @@ def _print_statuses(table: pd.DataFrame, console: Console, name: Callable[[pd.Se
     console.print("rows: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     for _, row in table[~table.status.str.startswith(("ok", "unavailable"))].head(10).iterrows():
         console.print(f"  {name(row)}: {row.status}", soft_wrap=True)
+
+
+def print_host(rows: Iterable[Mapping[str, str]], console: Console) -> None:
+    """One line per op and mode: microseconds of each implementation, the median over its rows."""
+    table = frame(rows, HOST)
+    if table.empty:
+        console.print("no rows")
+        return
+    column = "us" if table.us.notna().any() else "host_us"
+    out = Table(title=f"plain eager calls on small maps, {column}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    providers = list(dict.fromkeys(table.provider))
+    for name in ("op", "mode", *providers):
+        out.add_column(name, justify="left" if name in ("op", "mode") else "right", no_wrap=True)
+    for (op, mode), group in table[table.status == "ok"].groupby(["op", "mode"], sort=False):
+        medians = group.groupby("provider")[column].median()
+        out.add_row(str(op), str(mode), *(f"{medians[p]:.1f}" if p in medians else "-" for p in providers))
+    console.print(out)
+    _print_statuses(table, console, where)
 
 
 def print_traffic(rows: Iterable[Mapping[str, str]], console: Console) -> None:

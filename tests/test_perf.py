@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import math
 import os
 import re
@@ -428,7 +429,6 @@ def test_every_block_is_in_the_table():
 
 def test_the_example_learns(tmp_path):
     pytest.importorskip("sklearn")
-    import io
 
     from rich.console import Console
 
@@ -492,11 +492,42 @@ def test_targets_stand_beside_what_is_predicted_and_measured():
         for timer in ("graph", "cpu"):
             spread = {"ms_p20": ms, "ms_p80": ms, "pct_copy": "90", "timer": timer, "params": timer}
             timed.append({**HERE, **place, "mode": "fwd", "provider": provider, "n": "256", "ms_p50": ms if timer == "graph" else "7", **spread})
+    calls = [
+        {**HERE, **place, "mode": mode, "provider": provider, "n": "1", "us": us, "params": "{}"}
+        for mode, provider, us in (("inference", "eager", "60"), ("inference", "tritattn", "20"), ("fwd_bwd", "tritattn", "90"))
+    ]
     code = [f"code {i}" for i in range(len(targets.TARGETS))]
-    found = targets.lines(schema.frame(rows, schema.TRAFFIC), schema.frame(timed, schema.SWEEP), None, code)
+    tables = schema.frame(rows, schema.TRAFFIC), schema.frame(timed, schema.SWEEP), None, code, schema.frame(calls, schema.HOST)
+    found = targets.lines(*tables)
     forward, both = (next(cells for cells in found if cells[0] == f"SE + residual + ReLU {what}") for what in ("forward", "forward + backward"))
     assert forward[1:4] == ["≥ 2.4", "2.67", "3.00 (lowest 3.00)"] and forward[4:7] == ["≥ 1.3", "2.00", "-"]
     assert forward[7:] == ["≥ 85 %", "100", "90 (lowest 90)", "1, 1, 1", "code 3"]
     assert both[1:4] == ["≥ 2.3", "2.62", "-"] and both[10] == "2, 2, 2"
     assert found[-2][9] == "1 of 1 rows"
+    small, training = found[-4:-2]
+    assert small[1:7] == ["≥ 2", "", "3.00 (lowest 3.00)", "≥ 1", "", "-"] and training[3] == "-"
     assert {len(cells) for cells in found} == {len(targets.TITLES)}
+
+
+def test_host_without_a_gpu_times_ours_on_a_stand_in(tmp_path):
+    from perf import host
+
+    console, path = Console(file=io.StringIO(), width=150), tmp_path / "host.csv"
+    cases = [make_case("se", "fp32", "contiguous", 1, SMALL)]
+    host.host(path, "cpu", console, cases=cases, samples=2)
+    table = schema.read(path, schema.HOST)
+    assert list(table["mode"]) == list(host.MODES) and (table.provider == "tritattn").all() and (table.status == "ok").all(), table.status.tolist()
+    assert (table.timer == "stand-in").all() and table.us.isna().all()
+    assert (table.host_us > 0).all() and (table.host_us_p20 <= table.host_us_p80).all()
+    assert "host_us" in console.file.getvalue() and "2 ok" in console.file.getvalue()
+
+
+def test_host_reports_what_fails(tmp_path, monkeypatch):
+    from perf import host
+
+    def build(*args):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(host, "build", build)
+    host.host(tmp_path / "host.csv", "cpu", quiet(), cases=[make_case("se", "fp32", "contiguous", 1, SMALL)], samples=2)
+    assert set(schema.read(tmp_path / "host.csv", schema.HOST).status) == {"error: ValueError: no such thing"}
