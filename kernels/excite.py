@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .pointwise import activation, activation_grad, chain
+from .product import add_product
 
 
 @triton.jit
@@ -144,17 +145,22 @@ def excite_image_bwd(
 
 @triton.jit
 def linear_tile(
-    program, a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
+    program, a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, part_ptr, counter_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
     Q: tl.constexpr, A_DIV: tl.constexpr, A_ACTIVATION: tl.constexpr, OUT_GRAD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SUM: tl.constexpr,
+    UNITS: tl.constexpr, INTERPRETED: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """What linear_kernel's program of that number does."""
     blocks_j = tl.cdiv(J, BLOCK_J)
-    m = program // blocks_j * BLOCK_M + tl.arange(0, BLOCK_M)
-    j = program % blocks_j * BLOCK_J + tl.arange(0, BLOCK_J)
+    tile = program // SPLITS
+    m = tile // blocks_j * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tile % blocks_j * BLOCK_J + tl.arange(0, BLOCK_J)
     acc = tl.zeros([BLOCK_M, BLOCK_J], ACC)
     total = tl.zeros([BLOCK_J], ACC)
-    for k0 in range(0, K, BLOCK_K):
+    per_split = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS) * BLOCK_K
+    start = program % SPLITS * per_split
+    # the loads of two more steps are on their way while one is multiplied
+    for k0 in tl.range(start, tl.minimum(start + per_split, K), BLOCK_K, num_stages=3):
         k = k0 + tl.arange(0, BLOCK_K)
         inside_a = (m[:, None] < M) & (k[None, :] < K)
         offsets = (m[:, None] // A_DIV).to(tl.int64) * a_m + k[None, :].to(tl.int64) * a_k
@@ -162,60 +168,89 @@ def linear_tile(
         for q in tl.static_range(Q):
             a += activation(tl.load(a_ptr + offsets + q * a_q, mask=inside_a, other=0.0).to(ACC), A_ACTIVATION)
         inside_b = (j[:, None] < J) & (k[None, :] < K)
-        b = tl.load(b_ptr + j[:, None].to(tl.int64) * b_j + k[None, :].to(tl.int64) * b_k, mask=inside_b, other=0.0).to(ACC)
-        acc += tl.sum(a[:, None, :] * b[None, :, :], 2)
+        b = tl.load(b_ptr + j[:, None].to(tl.int64) * b_j + k[None, :].to(tl.int64) * b_k, mask=inside_b, other=0.0)
         if HAS_SUM:
-            total += tl.sum(b, 1)
-    if HAS_BIAS:
-        acc += bias_scale * tl.load(bias_ptr + j, mask=j < J, other=0.0).to(ACC)[None, :]
-    inside = (m[:, None] < M) & (j[None, :] < J)
-    if OUT_GRAD != "none":
-        h = tl.load(h_ptr + m[:, None] * J + j[None, :], mask=inside, other=0.0)
-        acc = chain(acc, activation_grad(h, OUT_GRAD), OUT_GRAD)
-    offsets = m[:, None].to(tl.int64) * out_m + j[None, :] * out_j
-    tl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
-    if HAS_SUM:
-        if program < blocks_j:
-            tl.store(sum_ptr + j, (bias_scale * total).to(sum_ptr.dtype.element_ty), mask=j < J)
+            total += tl.sum(b.to(ACC), 1)
+        if UNITS:
+            acc = add_product(acc, a, b if b.dtype == tl.bfloat16 else b.to(ACC), INTERPRETED, ACC)
+        else:
+            acc += tl.sum(a[:, None, :] * b.to(ACC)[None, :, :], 2)
+    last = True
+    if SPLITS > 1:
+        # part [tiles, SPLITS, BLOCK_M + 1, BLOCK_J]: the product, and the sum
+        rows = tl.arange(0, BLOCK_M)[:, None] * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]
+        sums = BLOCK_M * BLOCK_J + tl.arange(0, BLOCK_J)
+        slot = part_ptr + program.to(tl.int64) * ((BLOCK_M + 1) * BLOCK_J)
+        tl.store(slot + rows, acc)
+        if HAS_SUM:
+            tl.store(slot + sums, total)
+        last = arrive(counter_ptr + tile, SPLITS)
+        if last:
+            acc = tl.zeros([BLOCK_M, BLOCK_J], ACC)
+            total = tl.zeros([BLOCK_J], ACC)
+            for split in range(SPLITS):
+                slot = part_ptr + (tile.to(tl.int64) * SPLITS + split) * ((BLOCK_M + 1) * BLOCK_J)
+                acc += tl.load(slot + rows, cache_modifier=".cg")
+                if HAS_SUM:
+                    total += tl.load(slot + sums, cache_modifier=".cg")
+    if last:
+        if HAS_BIAS:
+            acc += bias_scale * tl.load(bias_ptr + j, mask=j < J, other=0.0).to(ACC)[None, :]
+        inside = (m[:, None] < M) & (j[None, :] < J)
+        if OUT_GRAD != "none":
+            h = tl.load(h_ptr + m[:, None] * J + j[None, :], mask=inside, other=0.0)
+            acc = chain(acc, activation_grad(h, OUT_GRAD), OUT_GRAD)
+        offsets = m[:, None].to(tl.int64) * out_m + j[None, :] * out_j
+        tl.store(out_ptr + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
+        if HAS_SUM:
+            if tile < blocks_j:
+                tl.store(sum_ptr + j, (bias_scale * total).to(sum_ptr.dtype.element_ty), mask=j < J)
 
 
 @triton.jit
 def linear_kernel(
-    a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
+    a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, part_ptr, counter_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
     Q: tl.constexpr, A_DIV: tl.constexpr, A_ACTIVATION: tl.constexpr, OUT_GRAD: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_SUM: tl.constexpr,
+    UNITS: tl.constexpr, INTERPRETED: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out[m, j] = a'(h[m, j]) * (sum_k (sum_q act(a[m // A_DIV, k, q])) b[j, k] + bias_scale bias[j]); sum[j] = bias_scale sum_k b[j, k].
 
-    Both layers of the excite and all their gradients are this product with other strides. One program owns out[BLOCK_M, BLOCK_J] and adds over k
-    in order, so the result has the same bits in every run.
+    Both layers of the excite and all their gradients are this product with other strides, on matrix units with UNITS. A program owns
+    out[BLOCK_M, BLOCK_J] and one of SPLITS ranges of k; the last one of its tile to arrive adds the ranges in order, so the result has the same bits
+    in every run.
     """
     linear_tile(
-        tl.program_id(0), a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j, bias_scale,
-        Q, A_DIV, A_ACTIVATION, OUT_GRAD, HAS_BIAS, HAS_SUM, BLOCK_M, BLOCK_J, BLOCK_K, ACC,
+        tl.program_id(0), a_ptr, b_ptr, bias_ptr, h_ptr, out_ptr, sum_ptr, part_ptr, counter_ptr, M, J, K, a_m, a_k, a_q, b_j, b_k, out_m, out_j,
+        bias_scale, Q, A_DIV, A_ACTIVATION, OUT_GRAD, HAS_BIAS, HAS_SUM, UNITS, INTERPRETED, SPLITS, BLOCK_M, BLOCK_J, BLOCK_K, ACC,
     )  # fmt: skip
 
 
 @triton.jit
 def mlp_weights_bwd_kernel(
-    z_ptr, hidden_ptr, dhidden_ptr, dlogits_ptr, dw1_ptr, db1_ptr, dw2_ptr, db2_ptr, N, C, R, z_k, K: tl.constexpr, HIDDEN: tl.constexpr,
-    HAS_B1: tl.constexpr, HAS_B2: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
+    z_ptr, hidden_ptr, dhidden_ptr, dlogits_ptr, dw1_ptr, db1_ptr, dw2_ptr, db2_ptr, part_ptr, counter_ptr, N, C, R, z_k,
+    K: tl.constexpr, HIDDEN: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr, UNITS: tl.constexpr, INTERPRETED: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_K: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dw2_cr = sum over n of dlogits_nc sum over k of a(hidden_nkr), db2_c = K sum over n of dlogits_nc; dw1_rc = sum over n, k of dhidden_nkr z_nkc,
     db1_r = sum over n, k of dhidden_nkr.
 
-    z_k: elements between the rows (n, k) of z. A program owns a block of one of the two weights.
+    z_k: elements between the rows (n, k) of z. Programs as linear_kernel's: of dw2 [BLOCK_J, BLOCK_M], and then as many of dw1 [BLOCK_M, BLOCK_J].
     """
-    programs = tl.cdiv(R, BLOCK_M) * tl.cdiv(C, BLOCK_J)
-    if tl.program_id(0) < programs:
+    tiles = tl.cdiv(R, BLOCK_M) * tl.cdiv(C, BLOCK_J)
+    program = tl.program_id(0)
+    if program < tiles * SPLITS:
         linear_tile(
-            tl.program_id(0), hidden_ptr, dlogits_ptr, z_ptr, z_ptr, dw2_ptr, db2_ptr, R, C, N, 1, K * R, R, 1, C, 1, R, K,
-            K, 1, HIDDEN, "none", False, HAS_B2, BLOCK_M, BLOCK_J, BLOCK_K, ACC,
+            program, hidden_ptr, dlogits_ptr, None, None, dw2_ptr, db2_ptr, part_ptr, counter_ptr, R, C, N, 1, K * R, R, 1, C, 1, R, K,
+            K, 1, HIDDEN, "none", False, HAS_B2, UNITS, INTERPRETED, SPLITS, BLOCK_M, BLOCK_J, BLOCK_K, ACC,
         )  # fmt: skip
     else:
+        if SPLITS > 1:
+            part_ptr += tiles.to(tl.int64) * (SPLITS * (BLOCK_M + 1) * BLOCK_J)
+            counter_ptr += tiles
         linear_tile(
-            tl.program_id(0) - programs, z_ptr, dhidden_ptr, z_ptr, z_ptr, dw1_ptr, db1_ptr, C, R, N * K, 1, z_k, 0, 1, R, 1, C, 1,
-            1, 1, "none", "none", False, HAS_B1, BLOCK_M, BLOCK_J, BLOCK_K, ACC,
+            program - tiles * SPLITS, z_ptr, dhidden_ptr, None, None, dw1_ptr, db1_ptr, part_ptr, counter_ptr, C, R, N * K, 1, z_k, 0, 1, R,
+            1, C, 1, 1, 1, "none", "none", False, HAS_B1, UNITS, INTERPRETED, SPLITS, BLOCK_J, BLOCK_M, BLOCK_K, ACC,
         )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import reference, tuning
+from .. import _linear, reference, tuning
+from .._library import INTERPRET
 from .._spec import Spec
 from ._launch import Cotangent, Map, counters, gate_backward_channel, gate_backward_input, gate_forward, kernels, matrix, pool_rows, reads_map
 from ._networks import hooked
@@ -208,10 +209,10 @@ def backward(
     step = c if rows == k else image
     if need_w1 and need_w2:
         grads = [None if t is None else t.new_empty(t.shape) for t in (w1, b1, w2, b2)]
-        block, programs = 16, 2 * -(-c // 16) * -(-r // 16)
+        programs, args = _tiles(m, r, c, n, two=True)
         kernels().mlp_weights_bwd_kernel[(programs,)](
-            saved.z, saved.hidden, dh, dlogits, *grads, n, c, r, step, K=k, HIDDEN=spec.hidden, HAS_B1=b1 is not None, HAS_B2=b2 is not None,
-            BLOCK_M=block, BLOCK_J=block, BLOCK_K=32, ACC=m.acc_tl,
+            saved.z, saved.hidden, dh, dlogits, *grads, N=n, C=c, R=r, z_k=step, K=k, HIDDEN=spec.hidden, HAS_B1=b1 is not None,
+            HAS_B2=b2 is not None, **args,
         )  # fmt: skip
     elif need_w2:
         grads[2], grads[3] = _weight_grads(m, saved.hidden, dlogits, w2, b2, (r, c, n), a=(1, k * r, r), q=k, scale=k, activation=spec.hidden)
@@ -239,11 +240,25 @@ def linear(
     total: Tensor | None = None,
 ) -> None:  # fmt: skip
     """kernels.excite.linear_kernel: sizes (M, J, K), strides a of left (m, k, q), b of right (j, k), to of out (m, j)."""
-    rows, columns, _ = sizes
-    block_m, block_j = min(tuning.power_of_two(rows), 16), min(tuning.power_of_two(columns), 16)
-    kernels().linear_kernel[(-(-rows // block_m) * -(-columns // block_j),)](
-        left, right, bias, h, out, total, *sizes, *a, *b, *to, scale, Q=q, A_DIV=a_div, A_ACTIVATION=activation, OUT_GRAD=grad,
-        HAS_BIAS=bias is not None, HAS_SUM=total is not None, BLOCK_M=block_m, BLOCK_J=block_j, BLOCK_K=32, ACC=m.acc_tl,
+    programs, args = _tiles(m, *sizes)
+    kernels().linear_kernel[(programs,)](
+        left, right, bias, h, out, total, M=sizes[0], J=sizes[1], K=sizes[2], a_m=a[0], a_k=a[1], a_q=a[2], b_j=b[0], b_k=b[1], out_m=to[0],
+        out_j=to[1], bias_scale=scale, Q=q, A_DIV=a_div, A_ACTIVATION=activation, OUT_GRAD=grad, HAS_BIAS=bias is not None,
+        HAS_SUM=total is not None, **args,
+    )  # fmt: skip
+
+
+def _tiles(m: Map, rows: int, columns: int, terms: int, two: bool = False) -> tuple[int, dict[str, Any]]:
+    """(programs, arguments) of a launch of a product with sums of so many terms; two: and of another with rows and columns exchanged."""
+    tile = _linear.choose(rows, columns, terms, m.acc.itemsize, tuning.processors(m.x.device))
+    programs = (1 + two) * tile.programs(rows, columns)
+    part, counter = None, None
+    if tile.splits > 1:
+        part = m.small(programs, max((tile.block_m + 1) * tile.block_j, (tile.block_j + 1) * tile.block_m))
+        counter = counters(m.x, programs // tile.splits)
+    return programs, dict(
+        part_ptr=part, counter_ptr=counter, UNITS=tile.units, INTERPRETED=INTERPRET, SPLITS=tile.splits, BLOCK_M=tile.block_m, BLOCK_J=tile.block_j,
+        BLOCK_K=tile.block_k, ACC=m.acc_tl,
     )  # fmt: skip
 
 

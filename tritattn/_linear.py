@@ -1,0 +1,61 @@
+"""Tiles of the excite's products: (M, J, K, type, device) -> Tile, a pure function.
+
+Products this small wait more than they compute, so the tiles are those that take the least time in a model of it: of each program the first access to
+memory and a wait per step, of each multiprocessor what all of its programs load and multiply, and of the ranges of k that follow each other their
+sum. Its constants are an H100's, in microseconds; between devices the order of the tiles matters and not the time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .tuning import power_of_two
+
+FIRST, STEP, ARRIVAL = 1.0, 0.25, 1.5  # a first access, a step whose loads are under way, an atomic and what is read after it
+LOADED = 40_000  # bytes that a multiprocessor loads from L2
+MULTIPLIED = {True: 300_000, False: 60_000}  # products that it adds, on matrix units of eight in bf16 each, or without
+TOGETHER = 4  # programs on it at once
+PRODUCTS = 8192  # that a program without matrix units has in registers at once
+
+
+@dataclass(frozen=True)
+class Tile:
+    """out[block_m, block_j] of one program per range of k, of which there are `splits`, in steps of block_k; on matrix units, or in registers."""
+
+    block_m: int
+    block_j: int
+    block_k: int
+    splits: int = 1
+    units: bool = False
+
+    def programs(self, m: int, j: int) -> int:
+        return -(-m // self.block_m) * -(-j // self.block_j) * self.splits
+
+    def time(self, m: int, j: int, k: int, itemsize: int, processors: int) -> float:
+        """What the model says, in microseconds."""
+        programs = self.programs(m, j)
+        shared = -(-programs // processors)
+        steps = -(-k // (self.block_k * self.splits))
+        step = (self.block_m + self.block_j) * self.block_k * itemsize / LOADED
+        step += self.block_m * self.block_j * self.block_k / MULTIPLIED[self.units]
+        found = -(-shared // TOGETHER) * (FIRST + steps * STEP) + shared * steps * step
+        if self.splits > 1:
+            found += ARRIVAL + self.splits * self.block_m * self.block_j * itemsize / LOADED
+        return found
+
+
+@lru_cache(maxsize=4096)
+def choose(m: int, j: int, k: int, itemsize: int, processors: int) -> Tile:
+    """The tile of a product [m, k] x [k, j] whose sums take `itemsize` bytes."""
+    m_block, j_block, k_block = (power_of_two(size) for size in (m, j, k))
+    sizes = (16, 32, 64)
+    tiles = []
+    for block_m, block_j in ((min(m_block, rows), min(j_block, columns)) for rows in sizes for columns in sizes):
+        if (block_k := min(k_block, PRODUCTS // (block_m * block_j), 512)) >= min(k_block, 32):
+            tiles.append(Tile(block_m, block_j, block_k))
+        if itemsize == 4 and min(m, j, k) >= 16:
+            # what two fp32 operands are split into takes registers
+            tiles += [Tile(block_m, block_j, block_k, units=True) for block_k in (32, 64) if (block_m + block_j) * block_k <= 4096]
+    cut = [Tile(t.block_m, t.block_j, t.block_k, 1 << s, t.units) for t in tiles for s in range(6) if s == 0 or (t.block_k << s) < 2 * k]
+    return min(cut, key=lambda tile: tile.time(m, j, k, itemsize, processors))
