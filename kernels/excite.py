@@ -256,13 +256,14 @@ def mlp_weights_bwd_kernel(
 
 @triton.jit
 def channel_convolution_bwd_kernel(
-    dlogits_ptr, z_ptr, w_ptr, dz_ptr, part_ptr, N, C, TAPS: tl.constexpr, CIRCULAR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-    ACC: tl.constexpr,
+    dlogits_ptr, z_ptr, w_ptr, dz_ptr, dw_ptr, db_ptr, part_ptr, counter_ptr, N, C, TAPS: tl.constexpr, CIRCULAR: tl.constexpr,
+    HAS_DW: tl.constexpr, HAS_DB: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """dz_nc = sum over j of w_j dlogits_n(c - j + TAPS // 2); part_bj = sum over n, c in block b of dlogits_nc z_n(c + j - TAPS // 2), and the sum of
-    dlogits alone at j = TAPS.
+    """dz_nc = sum over j of w_j dlogits_n(c - j + TAPS // 2); dw_j = sum over n, c of dlogits_nc z_n(c + j - TAPS // 2), db = sum over n, c of
+    dlogits_nc.
 
-    dlogits, z, dz [N, C]; part [blocks, TAPS + 1]. A program owns BLOCK_N images x BLOCK_C channels.
+    dlogits, z, dz [N, C]; part [programs, TAPS + 1]. A program owns BLOCK_N images x BLOCK_C channels; the last one to arrive adds what all of them
+    know of dw and db, in order.
     """
     blocks_c = tl.cdiv(C, BLOCK_C)
     n = (tl.program_id(0) // blocks_c * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
@@ -271,7 +272,6 @@ def channel_convolution_bwd_kernel(
     row = n.to(tl.int64) * C
     dt = tl.load(dlogits_ptr + row + c, mask=inside, other=0.0)
     dz = tl.zeros([BLOCK_N, BLOCK_C], ACC)
-    part_ptr += tl.program_id(0).to(tl.int64) * (TAPS + 1)
     for j in range(TAPS):
         back = c - j + TAPS // 2
         ahead = c + j - TAPS // 2
@@ -280,7 +280,25 @@ def channel_convolution_bwd_kernel(
             ahead = (ahead + TAPS * C) % C
         shifted = tl.load(dlogits_ptr + row + back, mask=inside & (back >= 0) & (back < C), other=0.0)
         dz += tl.load(w_ptr + j).to(ACC) * shifted
-        z = tl.load(z_ptr + row + ahead, mask=inside & (ahead >= 0) & (ahead < C), other=0.0)
-        tl.store(part_ptr + j, tl.sum(dt * z))
-    tl.store(part_ptr + TAPS, tl.sum(dt))
+        if HAS_DW:
+            z = tl.load(z_ptr + row + ahead, mask=inside & (ahead >= 0) & (ahead < C), other=0.0)
+            tl.store(part_ptr + tl.program_id(0).to(tl.int64) * (TAPS + 1) + j, tl.sum(dt * z))
     tl.store(dz_ptr + row + c, dz, mask=inside)
+    if HAS_DW:
+        tl.store(part_ptr + tl.program_id(0).to(tl.int64) * (TAPS + 1) + TAPS, tl.sum(dt))
+        if arrive(counter_ptr, tl.num_programs(0)):
+            add_taps(part_ptr, dw_ptr, db_ptr, tl.num_programs(0), TAPS, HAS_DB, BLOCK_T, ACC)
+
+
+@triton.jit
+def add_taps(part_ptr, dw_ptr, db_ptr, COUNT, TAPS: tl.constexpr, HAS_DB: tl.constexpr, BLOCK_T: tl.constexpr, ACC: tl.constexpr):
+    """dw_j = sum over i of part_ij, db = sum over i of part_i(TAPS); part [COUNT, TAPS + 1], BLOCK_T > TAPS."""
+    j = tl.arange(0, BLOCK_T)[None, :]
+    total = tl.zeros([128, BLOCK_T], ACC)
+    for i0 in range(0, COUNT, 128):
+        i = i0 + tl.arange(0, 128)[:, None]
+        total += tl.load(part_ptr + i.to(tl.int64) * (TAPS + 1) + j, mask=(i < COUNT) & (j <= TAPS), other=0.0, cache_modifier=".cg")
+    found = tl.sum(total, 0, keep_dims=True)
+    tl.store(dw_ptr + j, found.to(dw_ptr.dtype.element_ty), mask=j < TAPS)
+    if HAS_DB:
+        tl.store(db_ptr + j * 0, found.to(db_ptr.dtype.element_ty), mask=j == TAPS)

@@ -151,6 +151,19 @@ def test_a_strided_convolution_does_not_spill(target):
     assert launch.kwargs["STRIDE"] == 2 and made["status"] == "ok" and made["spill_bytes"] == 0 and made["map_load_bits"] == 128, made
 
 
+@pytest.mark.parametrize("dtype, op, target", [("bf16", "se", "sm_80"), ("fp32", "se", "sm_100"), ("bf16", "ese", "sm_90"), ("fp16", "se", "gfx942")])
+def test_products_of_the_excite_are_on_matrix_units(dtype, op, target):
+    """Where a tile is too small for its newest units NVIDIA's compiler takes the older ones."""
+    seen = 0
+    for launch in launches(make_case(op, dtype, "contiguous", 256, STAGES[3])):
+        if launch.name in ("linear_kernel", "mlp_weights_bwd_kernel"):
+            seen += 1
+            compiled = compile_for(launch, target)
+            assert re.search(rf"{UNITS[target]}|{UNITS['sm_80']}", compiled.asm.get("ptx") or compiled.asm["amdgcn"]), launch.config
+            assert resources(compiled, target)["spill_bytes"] == 0, launch.config
+    assert seen == (5 if op == "se" else 3)
+
+
 # each spilled a few registers until its pass had a limit of them
 LIMITED = [
     ("fp32", "scse", "channels_last", (16, 128, 128, 128, 8), "sm_100", "pixel_gate_bwd_kernel"),

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 from perf.cases import make_case
 from perf.codegen import launches
 from perf.shapes import STAGES
-from tritattn import tuning
+from tritattn import _linear, tuning
 from tritattn.ops import context, pixel
 from tritattn.ops._launch import kernels
 
@@ -91,3 +91,28 @@ SEVERAL, ONE = [(2048, 49, 2, 8), (2048, 49, 4, 4), (8, 6, 2, 4)], [(2047, 49, 2
 @pytest.mark.parametrize(("c", "hw", "itemsize", "rows"), SEVERAL + ONE)
 def test_rows_that_only_together_load_in_vectors(c, hw, itemsize, rows):
     assert tuning.rows_together(c, hw, itemsize) == rows
+
+
+# (M, J, K): layers of SE and of ESE for a batch and for one image, and their weights' gradients
+PRODUCTS = [(256, 128, 2048), (256, 2048, 128), (128, 2048, 256), (256, 2048, 2048), (32, 16, 256), (1, 128, 2048), (2048, 2048, 1)]
+
+
+@pytest.mark.parametrize("sizes", PRODUCTS, ids=str)
+def test_tiles_of_a_product(sizes):
+    """Each range of a sum has terms, matrix units take 16 of everything, and the model expects no more than of one tile for every size."""
+    m, j, k = sizes
+    for itemsize in (4, 8):
+        tile = _linear.choose(*sizes, itemsize, 132)
+        assert (tile.splits - 1) * tile.block_k < k
+        if tile.units:
+            assert itemsize == 4 and min(m, j, k, tile.block_m, tile.block_j, tile.block_k) >= 16
+        else:
+            assert tile.block_m * tile.block_j * tile.block_k <= _linear.PRODUCTS
+        plain = _linear.Tile(min(m, 16), min(j, 16), min(k, 32))
+        assert tile.time(*sizes, itemsize, 132) <= plain.time(*sizes, itemsize, 132)
+    assert _linear.choose(*sizes, 4, 132).units == (min(sizes) >= 16)
+
+
+def test_long_sums_are_cut_where_there_are_few_programs():
+    assert _linear.choose(256, 128, 2048, 4, 132).splits > 1
+    assert _linear.choose(256, 2048, 128, 4, 132).splits == 1

@@ -8,9 +8,9 @@ sum. Its constants are an H100's, in microseconds; between devices the order of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
-from .tuning import power_of_two
+from .tuning import options, power_of_two
 
 FIRST, STEP, ARRIVAL = 1.0, 0.25, 1.5  # a first access, a step whose loads are under way, an atomic and what is read after it
 LOADED = 40_000  # bytes that a multiprocessor loads from L2
@@ -28,6 +28,12 @@ class Tile:
     block_k: int
     splits: int = 1
     units: bool = False
+
+    @cached_property
+    def args(self) -> dict[str, int | bool]:
+        """The tile as kernels take it, and beside it a limit of registers that leaves two programs on a multiprocessor or more."""
+        tile = dict(BLOCK_M=self.block_m, BLOCK_J=self.block_j, BLOCK_K=self.block_k, SPLITS=self.splits, UNITS=self.units)
+        return {**tile, **options(4, 248 if self.block_m * self.block_j == 4096 else 168)}
 
     def programs(self, m: int, j: int) -> int:
         return -(-m // self.block_m) * -(-j // self.block_j) * self.splits
@@ -57,5 +63,5 @@ def choose(m: int, j: int, k: int, itemsize: int, processors: int) -> Tile:
         if itemsize == 4 and min(m, j, k) >= 16:
             # what two fp32 operands are split into takes registers
             tiles += [Tile(block_m, block_j, block_k, units=True) for block_k in (32, 64) if (block_m + block_j) * block_k <= 4096]
-    cut = [Tile(t.block_m, t.block_j, t.block_k, 1 << s, t.units) for t in tiles for s in range(6) if s == 0 or (t.block_k << s) < 2 * k]
+    cut = [Tile(t.block_m, t.block_j, t.block_k, 1 << s, t.units) for t in tiles for s in range(6) if t.block_k << s < t.block_k + k]
     return min(cut, key=lambda tile: tile.time(m, j, k, itemsize, processors))

@@ -61,14 +61,17 @@ class Config:
 
     @cached_property
     def options(self) -> dict[str, int]:
-        """What Triton is told about a launch beside its arguments."""
-        limited = self.maxnreg and torch.version.hip is None
-        return {"num_warps": self.num_warps, "maxnreg": self.maxnreg} if limited else {"num_warps": self.num_warps}
+        return options(self.num_warps, self.maxnreg)
 
     @cached_property
     def args(self) -> dict[str, int]:
         """The tile as kernels take it, and the options."""
         return {"BLOCK_C": self.block_c, "BLOCK_P": self.block_p, **self.options}
+
+
+def options(num_warps: int, maxnreg: int) -> dict[str, int]:
+    """What Triton is told about a launch beside its arguments."""
+    return {"num_warps": num_warps, "maxnreg": maxnreg} if maxnreg and torch.version.hip is None else {"num_warps": num_warps}
 
 
 _forced: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from tritattn.kernels.excite import arrive, wait
 from triton.runtime.errors import InterpreterError
 
 from perf.interleave import interleaved
-from tritattn import ops, tuning
+from tritattn import _linear, ops, tuning
 from tritattn.ops import _launch
 
 OPS = [BY_NAME[name] for name in ("sse", "sse-hard", "scse", "scse-max", "gc", "gc-both")]
@@ -142,3 +142,17 @@ def test_tickets_for_the_gradient_of_the_map_alone(op, name, launches):
     forward, *backward = launches
     assert forward == "channel_gate_ticket_fwd_kernel"
     assert backward == ["channel_gate_ticket_bwd_kernel"] if name == "x" else "channel_gate_ticket_bwd_kernel" not in backward
+
+
+@pytest.mark.parametrize("name", ["se", "eca"])
+def test_the_excites_products_in_any_order(name, monkeypatch):
+    """Ranges of their sums, and blocks of a convolution's gradient, which the last program to arrive adds."""
+    monkeypatch.setattr(_linear, "choose", lambda *_: _linear.Tile(4, 4, 4, 2))
+    op = BY_NAME[name]
+    inputs = make(op, (9, 6, 2, 1) if name == "se" else (9, 300, 2, 1))
+    found = []
+    for seed, resident in enumerate((1, 3, None)):
+        with interleaved(seed, resident, every=True):
+            found.append(run(fused, op, inputs))
+    assert all(torch.equal(t, found[0][key]) for got in found for key, t in got.items())
+    assert not any(counter.any() for counter in _launch._counters.values())

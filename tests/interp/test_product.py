@@ -29,19 +29,24 @@ def matrices(scale=1.0):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
-def test_parts_hold_every_digit(scale):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_hold_every_digit(scale, dtype):
     left, right = matrices(scale)
+    right = right.to(dtype)
     exact = left.double() @ right.double().T
     limit = 2 * torch.finfo(torch.float32).eps * (left.double().abs() @ right.double().abs().T)
     assert ((product(left, right) - exact).abs() <= limit).all()
 
 
-def test_infinite_and_nan_elements():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_infinite_and_nan_elements(dtype):
     """Also where the other factor is one that bf16 holds, of which nothing is left for the parts that follow."""
     left, right = matrices()
     right[::2] = right[::2].bfloat16().float()
     left[2, 3], left[5, 1], right[7, 4] = torch.inf, -torch.inf, torch.nan
-    found, expected = product(left, right), left @ right.T
+    right[9, 2] = -torch.inf
+    right = right.to(dtype)
+    found, expected = product(left, right), left @ right.float().T
     for kind in (torch.isposinf, torch.isneginf, torch.isnan):
         assert torch.equal(kind(found), kind(expected))
 
@@ -51,3 +56,5 @@ def test_the_largest_elements_are_not_infinite(value):
     left, right = matrices(1e-10)
     left[2, 3] = value
     torch.testing.assert_close(product(left, right), left @ right.T)
+    right = right.bfloat16()
+    torch.testing.assert_close(product(left, right), left @ right.float().T)

@@ -8,7 +8,8 @@ from cases import BY_NAME, OPS, VALUES, check, fused, make, run
 from interpreter import reversed_programs
 from tritattn.kernels.excite import arrive
 
-from tritattn import ops, tuning
+from tritattn import _linear, ops, tuning
+from tritattn._linear import Tile
 from tritattn.ops.convolution import convolve
 
 # several blocks of channels and of positions, two ranges of positions, no tile with all channels of a position
@@ -123,6 +124,26 @@ def test_excite_in_blocks_batched(name, launches):
     assert (launches[1] == "linear_kernel") == (name != "cbam")  # which saves the launch instead
 
 
+# on matrix units and in registers, ranges of a sum's terms that follow each other, and more of them than there are terms for
+PRODUCTS = [Tile(16, 32, 32, 2, True), Tile(32, 16, 32, 1, True), Tile(8, 32, 16, 4), Tile(16, 8, 32, 8)]
+
+
+@pytest.mark.parametrize("tile", PRODUCTS, ids=str)
+@pytest.mark.parametrize("name", ["se", "ese", "channel_attention-pools"])
+def test_products_of_the_excite(name, tile, monkeypatch):
+    monkeypatch.setattr(_linear, "choose", lambda *_: tile)
+    op = BY_NAME[name]
+    inputs = make(op, (18, 40, 2, 1), dtype=(torch.float32, torch.bfloat16)[PRODUCTS.index(tile) % 2], seed=8)
+    same_in_any_order(op, inputs, "none", check(op, inputs))
+
+
+@pytest.mark.parametrize("values", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["se", "ese"])
+def test_values_in_products_of_the_excite(name, values, monkeypatch):
+    monkeypatch.setattr(_linear, "choose", lambda *_: PRODUCTS[0])
+    check(BY_NAME[name], make(BY_NAME[name], (3, 40, 2, 1), values=values, seed=8))
+
+
 @pytest.mark.parametrize("values", ["offset", "inf"])
 @pytest.mark.parametrize("name", ["covariance", "covariance-relu"])
 def test_covariance_in_blocks(name, values):
@@ -145,7 +166,8 @@ def test_covariance_of_a_map_that_begins_elsewhere():
 def test_eca_in_blocks(name):
     """More images and more channels than one program of its backward takes."""
     op = BY_NAME[name]
-    check(op, make(op, (9, 260, 2, 1), seed=9))
+    inputs = make(op, (9, 260, 2, 1), seed=9)
+    same_in_any_order(op, inputs, "none", check(op, inputs))
 
 
 def test_a_range_without_positions_adds_nothing_to_a_log_sum():

@@ -256,10 +256,7 @@ def _tiles(m: Map, rows: int, columns: int, terms: int, two: bool = False) -> tu
     if tile.splits > 1:
         part = m.small(programs, max((tile.block_m + 1) * tile.block_j, (tile.block_j + 1) * tile.block_m))
         counter = counters(m.x, programs // tile.splits)
-    return programs, dict(
-        part_ptr=part, counter_ptr=counter, UNITS=tile.units, INTERPRETED=INTERPRET, SPLITS=tile.splits, BLOCK_M=tile.block_m, BLOCK_J=tile.block_j,
-        BLOCK_K=tile.block_k, ACC=m.acc_tl,
-    )  # fmt: skip
+    return programs, dict(part_ptr=part, counter_ptr=counter, INTERPRETED=INTERPRET, ACC=m.acc_tl, **tile.args)
 
 
 def _convolution_backward(
@@ -269,15 +266,16 @@ def _convolution_backward(
     taps = w.numel()
     block_n, block_c = min(tuning.power_of_two(m.n), 8), min(tuning.power_of_two(m.c), 256)
     programs = -(-m.n // block_n) * -(-m.c // block_c)
-    dz, part = m.small(m.n, 1, m.c), m.small(programs, taps + 1)
-    kernels().channel_convolution_bwd_kernel[(programs,)](
-        dlogits, z, w, dz, part, m.n, m.c, TAPS=taps, CIRCULAR=kind == "circular", BLOCK_N=block_n, BLOCK_C=block_c, ACC=m.acc_tl
-    )  # fmt: skip
+    dz = m.small(m.n, 1, m.c)
     grads: list[Tensor | None] = [None] * 4
-    if needs[2] or needs[3]:
-        # apart, since an op may not return two views of one tensor
-        grads[2] = part[:, :taps].sum(0).to(w.dtype).view(w.shape)
-        grads[3] = None if b is None else part[:, taps].sum().to(b.dtype).view(b.shape)
+    wanted = needs[2] or needs[3]
+    if wanted:
+        grads[2], grads[3] = w.new_empty(w.shape), None if b is None else b.new_empty(b.shape)
+    kernels().channel_convolution_bwd_kernel[(programs,)](
+        dlogits, z, w, dz, grads[2], grads[3], m.small(programs, taps + 1) if wanted else None, counters(m.x, 1) if wanted else None, m.n, m.c,
+        TAPS=taps, CIRCULAR=kind == "circular", HAS_DW=wanted, HAS_DB=grads[3] is not None, BLOCK_N=block_n, BLOCK_C=block_c,
+        BLOCK_T=tuning.power_of_two(taps + 1), ACC=m.acc_tl,
+    )  # fmt: skip
     return dz, grads
 
 
