@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
 }
 # Private modules that are part of a layer of another name.
 PART_OF = {"_match": "peers", "_fused": "convert", "_residual": "convert", "_verify": "convert"}
-PART_OF |= {"_relay": "_library", "_sharding": "_library", "_tables": "tuning"}
+PART_OF |= {"_linear": "tuning", "_relay": "_library", "_sharding": "_library", "_tables": "tuning"}
 
 
 def module_of(path: Path) -> tuple[str, ...]:
