@@ -462,6 +462,9 @@ def test_replaced_halves_are_called():
     module = build("scse")
     module.channel = nn.Identity()
     torch.testing.assert_close(module(x), x + module.spatial(x))
+    torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(module))(x), module(x))
+    with pytest.raises(ValueError, match=r"^residual: got "):
+        module(x, x[:, :1])
 
 
 @pytest.mark.parametrize("name", ["se", "cbam", "sse", "scse-max", "attention"])

@@ -186,7 +186,8 @@ class Block(nn.Module):
 
     def finished(self, y: Tensor, residual: Tensor | None) -> Tensor:
         """`composed` from what halves have made of the map."""
-        _checks.residual(residual, y)
+        if not isinstance(y, torch.fx.Proxy):
+            _checks.residual(residual, y)
         return reference.ACTIVATIONS[self.activation](y if residual is None else y + residual)
 
     def plain_layers(self) -> list[Any] | None:
