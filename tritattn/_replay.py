@@ -58,6 +58,17 @@ def unwatched() -> Iterator[None]:
         _local.aside = before
 
 
+def operator(func: Callable[..., Any], *args: Any) -> Any:
+    """func(*args) as one step of a plan: a function of tensors that sets more than the operators in it say, such as flags of cuDNN."""
+    recording = current()
+    if recording is None:
+        return func(*args)
+    with unwatched():
+        result = func(*args)
+    recording.attempt(recording.operator, func, args, {}, result)
+    return result
+
+
 class Unrepeatable(Exception):
     """Something that a plan cannot hold."""
 
@@ -93,30 +104,37 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.problem is None and not getattr(_local, "aside", False):
-            try:
-                self._operator(func, args, kwargs or {}, result)
-            except Unrepeatable as problem:
-                self.problem = str(problem)
+        if not getattr(_local, "aside", False):
+            self.attempt(self._dispatched, func, args, kwargs or {}, result)
         return result
 
-    def _operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        results = result if isinstance(result, (tuple, list)) else (result,)
-        if not all(t is None or isinstance(t, Tensor) for t in results):
-            raise Unrepeatable(f"{func} returns what is no tensor")
+    def attempt(self, note: Callable[..., None], *what: Any) -> None:
+        if self.problem is None:
+            try:
+                note(*what)
+            except Unrepeatable as problem:
+                self.problem = str(problem)
+
+    def _dispatched(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         if func.is_view:
             if id(args[0]) not in self.known:
                 raise Unrepeatable(f"{func} of a tensor from elsewhere")
             index, offset = self.known[id(args[0])]
-            for t in results:
+            for t in result if isinstance(result, (tuple, list)) else (result,):
                 self.kept.append(t)
                 self.known[id(t)] = index, offset + t.storage_offset() * t.element_size() - args[0].storage_offset() * args[0].element_size()
         elif "empty" in func._schema.name:
             self.steps.append(("allocation", (self._value(result), tuple(result.shape), result.stride(), result.dtype, result.device)))
         else:
-            found = self._tensors(args, kwargs)
-            made = [None if t is None or id(t) in self.known else self._value(t) for t in results]  # known is what is changed in place
-            self.steps.append(("operator", (made, func, *found)))
+            self.operator(func, args, kwargs, result)
+
+    def operator(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        if not all(t is None or isinstance(t, Tensor) for t in results):
+            raise Unrepeatable(f"{func} returns what is no tensor")
+        found = self._tensors(args, kwargs)
+        made = [None if t is None or id(t) in self.known else self._value(t) for t in results]  # known is what is changed in place
+        self.steps.append(("operator", (made, func, *found)))
 
     def _tensors(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Arguments of an operator, tensors as the indices of values."""
@@ -150,12 +168,10 @@ class Recording(TorchDispatchMode):
         return self.watching
 
     def found(self, t: Tensor, again: Callable[[Tensor], Tensor]) -> None:
-        """t comes from elsewhere; `again` finds what is to be in its place, for an input of the call."""
+        """Note that t comes from elsewhere; `again` finds what is to be in its place, for an input of the call."""
         self.steps.append(("found", (self._value(t), again)))
 
     def launch(self, kernel: Any, grid: tuple[int, ...], args: Any, kwargs: Any, compiled: Any) -> None:
-        if self.problem is not None:
-            return
         signature = inspect.signature(kernel.fn)
         bound = signature.bind(*args, **{name: value for name, value in kwargs.items() if name in signature.parameters})
         bound.apply_defaults()
@@ -164,8 +180,7 @@ class Recording(TorchDispatchMode):
         for position, value in enumerate(values):
             if isinstance(value, Tensor):
                 if id(value) not in self.known:
-                    self.problem = f"{kernel.fn.__name__}: a tensor from elsewhere"
-                    return
+                    raise Unrepeatable(f"{kernel.fn.__name__}: a tensor from elsewhere")
                 places.append((position, *self.known[id(value)]))
         for position, *_ in places:
             values[position] = None  # not the tensors of the recording
@@ -186,7 +201,7 @@ class _Watched:
         def launch(*args: Any, **kwargs: Any) -> Any:
             with unwatched():
                 compiled = self.kernel[grid](*args, **kwargs)
-            self.recording.launch(self.kernel, grid, args, kwargs, compiled)
+            self.recording.attempt(self.recording.launch, self.kernel, grid, args, kwargs, compiled)
             return compiled
 
         return launch

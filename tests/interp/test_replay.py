@@ -116,6 +116,23 @@ def test_operators_between_kernels_are_repeated(found, monkeypatch):
     assert all(got[name].equal(value) for name, value in expected.items() if "running" not in name)
 
 
+def test_flags_around_an_operator_are_set_again(monkeypatch):
+    seen = []
+    gradients = torch.ops.aten.convolution_backward.default
+
+    def watched(*args):
+        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32))
+        return gradients(*args)
+
+    monkeypatch.setattr(torch.ops.aten, "convolution_backward", watched)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    op = BY_NAME["cbam"]
+    inputs = make(op, SHAPE)
+    for _ in range(3):
+        run(fused, op, inputs)
+    assert seen == [(True, False)] * 3
+
+
 def test_norms_that_train_are_called_each_time():
     norm = nn.BatchNorm2d(5)
     for i in range(4):

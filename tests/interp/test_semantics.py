@@ -46,6 +46,7 @@ NORMS = {
     "cumulative": {"momentum": None},
     "no affine": {"affine": False},
     "no bias": {"bias": False},
+    "no weight": {"weight": False},
     "no statistics": {"track_running_stats": False},
     "nothing": {"affine": False, "track_running_stats": False},
     "large eps": {"eps": 0.1},
@@ -62,10 +63,12 @@ def test_batchnorm(name, norm, training):
     check(op, inputs, "relu")
 
 
-def _norm(training, bias=True, **options):
+def _norm(training, bias=True, weight=True, **options):
     norm = nn.BatchNorm2d(1, **options).train(training)
     if not bias:
         norm.bias = None  # no argument of older torch
+    if not weight:
+        norm.weight = None
     if norm.weight is not None:
         nn.init.constant_(norm.weight, 1.5)
     if norm.running_mean is not None:

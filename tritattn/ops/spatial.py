@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference, tuning
+from .. import _replay, reference, tuning
 from .._library import Family
 from .._relay import RelayGate, RelaySqueeze
 from .._spec import Spec
@@ -110,6 +110,14 @@ def _ordered(stats: Tensor, order: str) -> Tensor:
     return stats if order == "mean_max" else stats.flip(1)
 
 
+def _convolution_gradients(g: Tensor, source: Tensor, kernel: Tensor, pad: int, need_source: bool, need_kernel: bool) -> tuple[Tensor, Tensor]:
+    # the same bits every time, and no TF32, which would cost half of the digits of a gradient that is a handful of numbers
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        return torch.ops.aten.convolution_backward(
+            g, source, kernel, None, (1, 1), (pad, pad), (1, 1), False, (0, 0), 1, (need_source, need_kernel, False)
+        )[:2]
+
+
 def _convolution_backward(g: Tensor, stats: Tensor, inputs: Sequence[Tensor | None], spec: Spec, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of (stats, weight, bias, bn_weight, bn_bias). The folded BatchNorm is affine: its own gradients follow from the convolution's."""
     weight, bias, bn_weight, bn_bias, bn_mean, bn_var = inputs
@@ -120,11 +128,7 @@ def _convolution_backward(g: Tensor, stats: Tensor, inputs: Sequence[Tensor | No
     source = _ordered(stats, spec.order) if spec.order == "mix" else stats
     if spec.order == "max_mean":
         kernel = kernel.flip(1)  # instead of the statistics
-    # the same bits every time, and no TF32, which would cost half of the digits of a gradient that is a handful of numbers
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        dsource, dkernel, _ = torch.ops.aten.convolution_backward(
-            g, source, kernel, None, (1, 1), (pad, pad), (1, 1), False, (0, 0), 1, (needs[0], any(needs[1:]), False)
-        )
+    dsource, dkernel = _replay.operator(_convolution_gradients, g, source, kernel, pad, needs[0], any(needs[1:]))
     total = g.sum() if any(needs[2:]) else None
     scale: Tensor | None = None
     dbn_weight = dbn_bias = None
@@ -132,9 +136,10 @@ def _convolution_backward(g: Tensor, stats: Tensor, inputs: Sequence[Tensor | No
         assert bn_var is not None
         rstd = (bn_var.to(g.dtype) + float(spec.eps)).rsqrt()
         scale = rstd
+        dbn_bias = total
         if bn_weight is not None and total is not None:
             raw = (kernel * dkernel).sum() + total * ((bias.to(g.dtype) if bias is not None else 0) - bn_mean.to(g.dtype))
-            dbn_weight, dbn_bias = rstd * raw, total
+            dbn_weight = rstd * raw
         if bn_weight is not None:
             scale = rstd * bn_weight.to(g.dtype)
     if spec.order == "max_mean" and needs[1]:
