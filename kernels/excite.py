@@ -37,14 +37,15 @@ def excite_image(
 ):  # fmt: skip
     """logits_c = sum_k (w2 a(w1 z_k + b1) + b2)_c for one image; fc: sum_k (w2 z_k + b2)_c; conv: sum_j w2_j z_(c + j - TAPS // 2) + b2.
 
-    z [K, C], hidden [K, R] (before the activation), logits [C], w1 [R, C], w2 [C, R], [C, C] or [TAPS]. One program does all of it.
+    z [K, C], hidden [K, R] (before the activation), logits [C], w1 [R, C], w2 [C, R], [C, C] or [TAPS]. One program does all of it; two tiles of a
+    weight are on their way while one is multiplied.
     """
     if KIND == "mlp":
         for r0 in range(0, R, BLOCK_R):
             r = r0 + tl.arange(0, BLOCK_R)
             for k in tl.static_range(K):
                 h = tl.zeros([BLOCK_R], ACC)
-                for c0 in range(0, C, BLOCK_C):
+                for c0 in tl.range(0, C, BLOCK_C, num_stages=3):
                     c = c0 + tl.arange(0, BLOCK_C)
                     z = tl.load(z_ptr + k * C + c, mask=c < C, other=0.0, cache_modifier=".cg")
                     both = (r[:, None] < R) & (c[None, :] < C)
@@ -58,7 +59,7 @@ def excite_image(
         c = c0 + tl.arange(0, BLOCK_C)
         t = tl.zeros([BLOCK_C], ACC)
         if KIND == "mlp":
-            for r0 in range(0, R, BLOCK_R):
+            for r0 in tl.range(0, R, BLOCK_R, num_stages=3):
                 r = r0 + tl.arange(0, BLOCK_R)
                 h = tl.zeros([BLOCK_R], ACC)
                 for k in tl.static_range(K):
@@ -67,7 +68,7 @@ def excite_image(
                 w = tl.load(w2_ptr + c[:, None] * R + r[None, :], mask=both, other=0.0).to(ACC)
                 t += tl.sum(w * h[None, :], 1)
         elif KIND == "fc":
-            for i0 in range(0, C, BLOCK_R):
+            for i0 in tl.range(0, C, BLOCK_R, num_stages=3):
                 i = i0 + tl.arange(0, BLOCK_R)
                 z = tl.zeros([BLOCK_R], ACC)
                 for k in tl.static_range(K):
@@ -101,7 +102,7 @@ def excite_image_bwd(
         for r0 in range(0, R, BLOCK_R):
             r = r0 + tl.arange(0, BLOCK_R)
             back = tl.zeros([BLOCK_R], ACC)
-            for c0 in range(0, C, BLOCK_C):
+            for c0 in tl.range(0, C, BLOCK_C, num_stages=3):
                 c = c0 + tl.arange(0, BLOCK_C)
                 dt = tl.load(dlogits_ptr + c, mask=c < C, other=0.0, cache_modifier=".cg")
                 both = (c[:, None] < C) & (r[None, :] < R)
@@ -116,7 +117,7 @@ def excite_image_bwd(
         if KIND == "mlp":
             for k in tl.static_range(K):
                 dz = tl.zeros([BLOCK_C], ACC)
-                for r0 in range(0, R, BLOCK_R):
+                for r0 in tl.range(0, R, BLOCK_R, num_stages=3):
                     r = r0 + tl.arange(0, BLOCK_R)
                     dh = tl.load(dhidden_ptr + k * R + r, mask=r < R, other=0.0, cache_modifier=".cg")
                     both = (r[:, None] < R) & (c[None, :] < C)
@@ -126,7 +127,7 @@ def excite_image_bwd(
         else:
             dz = tl.zeros([BLOCK_C], ACC)
             if KIND == "fc":
-                for j0 in range(0, C, BLOCK_R):
+                for j0 in tl.range(0, C, BLOCK_R, num_stages=3):
                     j = j0 + tl.arange(0, BLOCK_R)
                     dt = tl.load(dlogits_ptr + j, mask=j < C, other=0.0, cache_modifier=".cg")
                     both = (j[:, None] < C) & (c[None, :] < C)

@@ -164,9 +164,9 @@ def test_covariance_of_a_map_that_begins_elsewhere():
 
 @pytest.mark.parametrize("name", ["eca", "eca-circular"])
 def test_eca_in_blocks(name):
-    """More images and more channels than one program of its backward takes."""
+    """More images than one program of its backward takes, and more channels than that one and the excite inside the squeeze do."""
     op = BY_NAME[name]
-    inputs = make(op, (9, 260, 2, 1), seed=9)
+    inputs = make(op, (9, 1030, 2, 1), seed=9)
     same_in_any_order(op, inputs, "none", check(op, inputs))
 
 

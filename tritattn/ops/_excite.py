@@ -49,15 +49,21 @@ def plain(x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2
 
 def _small(m: Map, w1: Tensor | None, w2: Tensor | None) -> bool:
     """Whether the weights are under a quarter of an image's bytes, so that one program per image may read them."""
+    # by a model: it takes 0.7 us for a first tile of 8 KB and 0.2 for each that follows at once, so 4 us for SE of 512 channels at 28x28, while the
+    # images of a ticket's lag move for 10; 11 for SE of 1024 at 14x14, after the last image, where two launches take as long, and 15 for ESE of 512
     return 4 * sum(t.numel() * t.element_size() for t in (w1, w2) if t is not None) < m.c * m.hw * m.x.element_size()
 
 
 def _network(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[str, Any]:
     """The pools and the excite, as kernels take them."""
     k, rows, r = _sizes(w1, spec)
+    convolution = spec.kind in ("conv", "circular")
+    # as much of a weight as 8 warps load in two vectors each; of a convolution's input, which they load once for every tap, four elements a thread
+    block_r = min(tuning.power_of_two(r), 32) if spec.kind == "mlp" else 32
     return dict(
         w1_ptr=w1, w2_ptr=w2, R=r, K=k, ROWS=rows, **pool_rows(spec.pools), EVEN=spec.max_grad == "even", KIND=spec.kind, HIDDEN=spec.hidden,
-        TAPS=w2.numel() if w2 is not None and spec.kind in ("conv", "circular") else 0, EXCITE_C=min(tuning.power_of_two(m.c), 128), EXCITE_R=32,
+        TAPS=w2.numel() if w2 is not None and convolution else 0, EXCITE_C=min(tuning.power_of_two(m.c), 1024 if convolution else 4096 // block_r),
+        EXCITE_R=block_r,
     )  # fmt: skip
 
 
