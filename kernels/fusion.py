@@ -108,14 +108,15 @@ def blend_bwd_kernel(
 
 @triton.jit
 def blend_bwd_input_kernel(
-    da_ptr, local_ptr, pooled_ptr, dsum_ptr, dz_ptr, dx_ptr, dother_ptr, C_V, HW_V, VEC_C: tl.constexpr, VEC_P: tl.constexpr,
-    GATE: tl.constexpr, FACTOR: tl.constexpr, HAS_DA: tl.constexpr, HAS_DSUM: tl.constexpr, HAS_DZ: tl.constexpr,
+    da_ptr, local_ptr, pooled_ptr, dsum_ptr, dz_ptr, through_ptr, other_through_ptr, dx_ptr, dother_ptr, C_V, HW_V, VEC_C: tl.constexpr,
+    VEC_P: tl.constexpr, GATE: tl.constexpr, FACTOR: tl.constexpr, HAS_DA: tl.constexpr, HAS_DSUM: tl.constexpr, HAS_DZ: tl.constexpr,
     STORE_DX: tl.constexpr, STORE_DOTHER: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx_ncp = FACTOR da_ncp w_ncp + dsum_ncp + dz_nc / HW, dother_ncp = FACTOR da_ncp (1 - w_ncp) + dsum_ncp + dz_nc / HW.
 
-    HAS_DA: what comes through the blend; HAS_DSUM: through the map x + other; HAS_DZ: through its channel means. A program owns one tile of an image.
+    HAS_DA: what comes through the blend; HAS_DSUM: through the map x + other; HAS_DZ: through its channel means. To each is added what comes
+    through other readers of the map, where there are any. A program owns one tile of an image.
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
@@ -131,6 +132,12 @@ def blend_bwd_input_kernel(
         da = FACTOR * load_tile(da_ptr + image, offsets, mask, ACC)
         w = gate_function(load_logits(local_ptr, pooled_ptr, image, offsets, n, c, mask, C, True, ACC), GATE)
     if STORE_DX:
-        tl.store(dx_ptr + image + offsets, (da * w + dsum).to(dx_ptr.dtype.element_ty), mask=mask)
+        dx = da * w + dsum
+        if through_ptr is not None:
+            dx += load_tile(through_ptr + image, offsets, mask, ACC)
+        tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if STORE_DOTHER:
-        tl.store(dother_ptr + image + offsets, (da * (1 - w) + dsum).to(dother_ptr.dtype.element_ty), mask=mask)
+        dother = da * (1 - w) + dsum
+        if other_through_ptr is not None:
+            dother += load_tile(other_through_ptr + image, offsets, mask, ACC)
+        tl.store(dother_ptr + image + offsets, dother.to(dother_ptr.dtype.element_ty), mask=mask)

@@ -1,10 +1,11 @@
 """Two ops with torch modules between them, x -> squeeze -> norm -> gate -> y, whose backward still writes the map's gradient once.
 
 Both ops take x, so each would give x a gradient of its own, and the two would be added in passes over the map. Instead the squeeze returns slots,
-tensors without values that only tie the gate's node to the squeeze's. The gate gives x no gradient: it hands da, the gradient of what the
-activation received, to the slot of the map's shape, and each of its weights that the squeeze's backward needs to a slot of its shape; the squeeze's
-backward then writes dx, its own share and the gate's, in one pass. A convolution between them that reads the map itself reads `through(x, slot)`, and
-its gradient arrives at that slot. All still compute with x itself, so gradients of gradients find their way through the references' honest formulas.
+tensors without values that only tie the gate's node to the squeeze's. The gate gives x no gradient: it hands da, the gradient of what the activation
+received, to the slot of the map's shape, and each of its weights that the squeeze's backward needs to a slot of its shape; the squeeze's backward
+then writes dx, its own share and the gate's, in one pass. A convolution between them, or an op after them, that reads the map itself reads
+`through(x, slot)`, and its gradient arrives at that slot. All still compute with x itself, so gradients of gradients find their way through the
+references' honest formulas.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from ._library import Family
 
 
 class RelaySqueeze(Family):
-    """The last of its differentiable outputs are slots, named so: "map_slot", one for each weight that comes back, perhaps "through_slot". The
-    backward launcher gets what arrived in them as the last grads.
+    """The last of its differentiable outputs are slots, named so: "map_slot", one for each weight that comes back, perhaps a
+    "through_slot" for the first map, or for each. The backward launcher gets what arrived in them as the last grads.
 
     Its first `maps` inputs are the maps. share(da, inputs, *weights, spec) -> the gate's share of each map's gradient, in plain torch, None for
     a map that is not there.
@@ -29,7 +30,7 @@ class RelaySqueeze(Family):
     def __init__(self, name: str, *, share: Callable[..., Sequence[Tensor | None]], maps: int = 1, **parts: Any):
         results = parts["outputs"][: parts["differentiable"]]
         self.slots = sum(result.endswith("_slot") for result in results)
-        self.passes_through = results[-1] == "through_slot"
+        self.passing = sum(result.endswith("through_slot") for result in results)
         self.share, self.maps = share, maps
         super().__init__(name, **parts)
 
@@ -41,13 +42,14 @@ class RelaySqueeze(Family):
     def _reference_backward(
         self, grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], spec: Any, needs: Sequence[bool]
     ) -> list[Tensor | None]:
-        own, (da, *weights) = grads[: -self.slots], grads[-self.slots :]
-        through = weights.pop() if self.passes_through else None
+        own, (da, *rest) = grads[: -self.slots], grads[-self.slots :]
+        weights, passed = rest[: len(rest) - self.passing], rest[len(rest) - self.passing :]
+        passed += [None] * (self.maps - self.passing)
         found = super()._reference_backward(own, inputs, spec, needs)
         shares: Sequence[Tensor | None] = [None] * self.maps
         if da is not None and any(needs[: self.maps]):
             shares = self.share(da, inputs, *weights, spec)
-        for i, share in enumerate(shares):
+        for i, (share, through) in enumerate(zip(shares, passed, strict=True)):
             parts = [part for part in (found[i], share, through) if part is not None]
             found[i] = sum(parts[1:], parts[0]) if needs[i] and parts else None
         return found
@@ -109,5 +111,6 @@ class _Through(torch.autograd.Function):
 
 
 def through(x: Tensor, slot: Tensor | None) -> Tensor:
-    """x, for a torch module between squeeze and gate; its gradient goes to the squeeze's "through_slot" instead of x. x itself without a slot."""
-    return x if slot is None else _Through.apply(x, slot)
+    """x, for what reads it between squeeze and gate or after them; its gradient goes to the squeeze's "through_slot" instead of x. x itself without a
+    slot, or where nobody asks for its gradient."""
+    return x if slot is None or not x.requires_grad else _Through.apply(x, slot)

@@ -69,6 +69,6 @@ def _block(name: str, eager: Any, u: tuple[int, int], maps: int = 1, rounds: int
 BLOCKS = {
     "mscam": _block("mscam", _mscam, (6, 11)),
     "aff": _block("aff", _aff, (9, 13), maps=2),
-    "iaff": _block("iaff", _iaff, (16, 31), maps=2, rounds=2),
+    "iaff": _block("iaff", _iaff, (16, 27), maps=2, rounds=2),
     "blend": _block("blend", _blend, (4, 7), maps=3, rounds=0, rereads=True),
 }

@@ -38,7 +38,7 @@ def maps_written(graph, shape):
 
 # Maps that torch's layers make or read beside the op's, forward and backward. iAFF: the mirror image, the sum, two convolutions and two norms, and
 # the first fusion; backward what flows into each of these, and into both maps from both rounds.
-LAYERS = {"attention": (1, 3), "sk": (1, 0), "gsop": (1, 1), "ge-params": (0, 1), "bam": (0, 1), "mscam": (2, 3), "iaff": (7, 14)}
+LAYERS = {"attention": (1, 3), "sk": (1, 0), "gsop": (1, 1), "ge-params": (0, 1), "bam": (0, 1), "mscam": (2, 3), "iaff": (7, 12)}
 NORMED = ("spatial", "cbam", "mscam", "iaff")
 
 

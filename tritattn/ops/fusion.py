@@ -111,7 +111,7 @@ def _sum_dtype(x: Tensor, spec: BlendSpec) -> torch.dtype:
 def _squeeze_fake(x, other, spec: BlendSpec) -> tuple[Tensor, ...]:
     z = x.new_empty(x.shape[:2], dtype=reference.accumulator(x.dtype))
     total = x.new_empty(0) if other is None else torch.empty_like(x, dtype=_sum_dtype(x, spec))
-    return total, z, *(RelaySqueeze.slot(t) for t in (x, x, z, x))
+    return total, z, *(RelaySqueeze.slot(t) for t in (x, x, z, x, x))
 
 
 def _squeeze_launch(x, other, spec: BlendSpec) -> tuple[Tensor, ...]:
@@ -119,20 +119,19 @@ def _squeeze_launch(x, other, spec: BlendSpec) -> tuple[Tensor, ...]:
     total = None if other is None else torch.empty_like(m.x, dtype=_sum_dtype(x, spec))
     z = _excite.forward(m, None, None, None, None, Spec(), other=m.same(other), total=total).z.view(m.n, m.c)
     stored = x.new_empty(0) if total is None else m.output(total)
-    return stored, z, *(RelaySqueeze.slot(t) for t in (x, x, z, x))
+    return stored, z, *(RelaySqueeze.slot(t) for t in (x, x, z, x, x))
 
 
 def _squeeze_backward(grads, inputs, saved, spec: BlendSpec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     """What comes through the sum and its means, and with da (what flows through the gate) and the gate's logits also the gate's share."""
-    dsum, dz, da, local, pooled, passed = grads
+    dsum, dz, da, local, pooled, *passed = grads
     m = Map(inputs[0])
-    if inputs[1] is None:
-        dsum = passed
     dx, dother = (m.empty() if need else None for need in needs)
     programs, args = _tile(m)
     kernels().blend_bwd_input_kernel[(programs,)](
-        m.same(da), m.same(local), matrix(pooled), m.same(dsum), None if dz is None else dz.contiguous(), dx, dother, **args, GATE=spec.gate,
-        FACTOR=spec.factor, HAS_DA=da is not None, HAS_DSUM=dsum is not None, HAS_DZ=dz is not None, STORE_DX=needs[0], STORE_DOTHER=needs[1],
+        m.same(da), m.same(local), matrix(pooled), m.same(dsum), None if dz is None else dz.contiguous(), *map(m.same, passed), dx, dother,
+        **args, GATE=spec.gate, FACTOR=spec.factor, HAS_DA=da is not None, HAS_DSUM=dsum is not None,
+        HAS_DZ=dz is not None, STORE_DX=needs[0], STORE_DOTHER=needs[1],
     )  # fmt: skip
     return [None if d is None else m.output(d) for d in (dx, dother)]
 
@@ -155,8 +154,8 @@ fusion_squeeze = RelaySqueeze(
     "fusion_squeeze",
     maps=2,
     inputs=("x", "other?"),
-    outputs=("sum", "z", "map_slot", "local_slot", "pooled_slot", "through_slot"),
-    differentiable=6,
+    outputs=("sum", "z", "map_slot", "local_slot", "pooled_slot", "through_slot", "other_through_slot"),
+    differentiable=7,
     saved=(),
     batched=("x", "other"),
     fake=_squeeze_fake,
@@ -213,19 +212,23 @@ def _check(x: Tensor, gate: str, residual: Tensor | None, activation: str, facto
     return BlendSpec(gate, 2 if factor == 2 else 1, activation)
 
 
-def _fuse(
-    x: Tensor, other: Tensor | None, contexts: dict[str, Network], residual: Tensor | None, spec: BlendSpec, apply: bool = True
-) -> Any:
-    """The blend with `other`, or gate, of x by the contexts of their sum; without `apply` the contexts themselves."""
+def _contexts(
+    x: Tensor, other: Tensor | None, contexts: dict[str, Network], spec: BlendSpec
+) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    """What the networks find in the sum of the maps and in its means, and the slots of a relay."""
     (local_name, local), (pooled_name, pooled) = contexts.items()
     wanted = dtype_for(local, x)
     summed = spec if wanted == x.dtype else spec._replace(sum=str(wanted).removeprefix("torch."))
     total, z, *slots = fusion_squeeze(x, other, spec=summed)
     if other is None:
-        total = through(x, slots[-1] if slots else None)
-    logits = called(local_name, local, total, x.shape), called(pooled_name, pooled, z.view(*z.shape, 1, 1), (*z.shape, 1, 1)).flatten(1)
-    if not apply:
-        return logits
+        total = through(x, slots[3] if slots else None)
+    return (called(local_name, local, total, x.shape), called(pooled_name, pooled, z.view(*z.shape, 1, 1), (*z.shape, 1, 1)).flatten(1)), slots
+
+
+def _fuse(
+    x: Tensor, other: Tensor | None, logits: tuple[Tensor, Tensor], slots: list[Tensor], residual: Tensor | None, spec: BlendSpec
+) -> Tensor:
+    """The blend with `other`, or gate, of x."""
     if not slots:  # the squeeze took the reference
         return _reference(x, other, *logits, residual, spec)[0]
     return fusion_gate(x, other, *logits, residual, *slots[:3], spec=spec)
@@ -268,7 +271,8 @@ def mscam(
     Returns y, x's dtype, with the strides of torch.empty_like(x). Raises TypeError and ValueError naming the argument. Like the authors' code, raises
     torch's error where a BatchNorm in training gets the means of a single image.
     """
-    return _fuse(x, None, {"local": local, "pooled": pooled}, residual, _check(x, gate, residual, activation, local=local, pooled=pooled))
+    spec = _check(x, gate, residual, activation, local=local, pooled=pooled)
+    return _fuse(x, None, *_contexts(x, None, {"local": local, "pooled": pooled}, spec), residual, spec)
 
 
 def aff(
@@ -283,7 +287,7 @@ def aff(
     """
     spec = _check(x, gate, residual, activation, factor, local=local, pooled=pooled)
     _checks.alike("other", other, x)
-    return _fuse(x, other, {"local": local, "pooled": pooled}, residual, spec)
+    return _fuse(x, other, *_contexts(x, other, {"local": local, "pooled": pooled}, spec), residual, spec)
 
 
 def iaff(
@@ -298,6 +302,8 @@ def iaff(
     spec = _check(x, gate, residual, activation, local=local, pooled=pooled, local2=local2, pooled2=pooled2)
     _checks.alike("other", other, x)
     first = spec._replace(activation="none")
-    u = _fuse(x, other, {"local": local, "pooled": pooled}, None, first)
-    logits = _fuse(u, None, {"local2": local2, "pooled2": pooled2}, None, first, apply=False)
-    return blend_family(x, other, *logits, residual, spec=spec)
+    logits, slots = _contexts(x, other, {"local": local, "pooled": pooled}, first)
+    u = _fuse(x, other, logits, slots, None, first)
+    logits, _ = _contexts(u, None, {"local2": local2, "pooled2": pooled2}, first)
+    for_x, for_other = slots[3:] or (None, None)
+    return blend_family(through(x, for_x), through(other, for_other), *logits, residual, spec=spec)
