@@ -135,6 +135,5 @@ OPS += [
     _preceded(_ROWS["channel_attention-pools"], "relu", norm=False),
     _preceded(_ROWS["channel_attention-gate"], "hardswish"),
     _normed(_ROWS["se"], True),
-    _normed(_ROWS["ese"], False, main=False),
-    _normed(_ROWS["eca"], True, main=False),
+    _normed(_ROWS["eca"], False, main=False),
 ]
