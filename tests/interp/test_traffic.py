@@ -148,8 +148,8 @@ def test_large_weights_are_read_once_per_batch():
 
 @pytest.mark.parametrize("name, batch, expected", [("ge", 128, 2), ("ge", 768, 2.75), ("se", 768, 2), ("scse", 768, 2), ("cbam", 768, 2.75)])
 def test_what_reaches_dram(name, batch, expected):
-    """A batch of 16 MB is read from L2 the second time; one of 101 MB where an image is read again before the next ones are. Otherwise L2 has the half
-    that was read last, and half of that when its turn comes, because y takes as much."""
+    """A batch of 16 MB is read from L2 the second time; one of 101 MB where an image is read again before the next ones are. Otherwise L2 has half
+    of it, what was read last, and half of that when its turn comes, because y takes as much."""
     case = make_case(name, "bf16", "contiguous", 2, Site(1, 32, 32, 64, 4))
     moved = count(case, batch, dram=True)["fwd"]
     assert moved.in_u(map_order(case).map_numel * case.itemsize)["total_u"] == pytest.approx(4 if name == "cbam" else 3, abs=0.03)
