@@ -82,7 +82,6 @@ def is_forced() -> bool:
     return bool(_forced)
 
 
-
 @contextmanager
 def forced(**fields: int) -> Iterator[None]:
     """Override fields of every Config inside the block; for tests and for tuning."""
