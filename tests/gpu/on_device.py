@@ -31,10 +31,10 @@ def moved(value: Any, device: torch.device) -> Any:
     return value.detach().to(device).requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
 
-def real(op: Op, device: torch.device) -> tuple[Inputs, str]:
+def real(op: Op, device: torch.device, seed: int = 0) -> tuple[Inputs, str]:
     """The inputs and the activation of a main row at REAL size."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    case = inputs(op, REAL, device, dtype=dtype, layout=REAL_LAYOUT[op.name], residual=op.epilogue)
+    case = inputs(op, REAL, device, dtype=dtype, layout=REAL_LAYOUT[op.name], residual=op.epilogue, seed=seed)
     return case, "relu" if op.epilogue else "none"
 
 

@@ -36,9 +36,7 @@ def test_real_sizes_and_repeated_runs(device, op):
 @pytest.mark.parametrize("op", MAIN, ids=str)
 def test_repeated_calls_have_their_launchers_bits(device, op, monkeypatch):
     monkeypatch.setattr(_replay, "enabled", True)
-    options = {"residual": True} if op.epilogue else {}
-    made = lambda seed: inputs(op, SMALL, device, seed=seed, **options)  # noqa: E731
-    check_third_call(op, made, "silu" if op.epilogue else "none", monkeypatch)
+    check_third_call(op, lambda seed: real(op, device, seed)[0], real(op, device)[1], monkeypatch)
 
 
 @pytest.mark.parametrize("shape", [(9, 1024, 14, 14), (9, 2048, 7, 7)], ids=str)
