@@ -77,7 +77,7 @@ def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequen
     block_n, block_c = min(tuning.power_of_two(m.n), 4), min(tuning.power_of_two(m.c), 128)
     kernels().norm_gate_bwd_logits_kernel[(-(-m.n // block_n) * -(-m.c // block_c),)](
         part, out.logits, norm["bn_weight_ptr"], norm["bn_bias_ptr"], var, rest, sums, dlogits, m.n, m.c, eps, SPLITS=splits, GATE=spec.gate,
-        BLOCK_N=block_n, BLOCK_C=block_c, ACC=m.acc_tl,
+        BLOCK_N=block_n, BLOCK_C=block_c, ACC=m.acc_tl, **tuning.options(4, 64),
     )  # fmt: skip
     dz, found[1:5] = _excite.backward(m, dlogits, params, out, spec, needs[1:5], needs[0] or needs[5] or needs[6])
     if dz is None:
