@@ -65,6 +65,14 @@ def fold_rows(value, HW: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr
 
 
 @triton.jit
+def own_group(part_ptr, C_V, HW: tl.constexpr, BLOCK_R: tl.constexpr):
+    """A program's group and how many there are, its number in the group and how many programs that has, and the group's slots."""
+    blocks = tl.cdiv(C_V, BLOCK_R)
+    group = tl.program_id(0) // blocks
+    return group, tl.num_programs(0) // blocks, tl.program_id(0) % blocks, blocks, part_ptr + group.to(tl.int64) * blocks * HW
+
+
+@triton.jit
 def add_slots(part_ptr, slots, HW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, ACC: tl.constexpr):
     """Sums [BLOCK_P] over the rows of part [slots, HW], in the same order every time."""
     p = tl.arange(0, BLOCK_P)[None, :]
@@ -86,13 +94,9 @@ def pixel_gate_group_fwd_kernel(
     q [N, HW]; part [groups, blocks, HW]; counter [2, N]. A program owns all positions of BLOCK_R x ROWS channels of every `groups`-th image.
     """
     C = C_V * ROWS
-    blocks = tl.cdiv(C_V, BLOCK_R)
-    groups = tl.num_programs(0) // blocks
-    group = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
+    group, groups, block, blocks, part_ptr = own_group(part_ptr, C_V, HW, BLOCK_R)
     c, p, offsets, mask = group_tile(block, C_V, HW, ROWS, BLOCK_R, BLOCK_P)
     i = tl.arange(0, BLOCK_P)
-    part_ptr += group.to(tl.int64) * blocks * HW
     for step in range(0, tl.cdiv(N - group, groups)):
         n = group + step * groups
         image = image_offset(n, C, HW)
@@ -133,13 +137,9 @@ def pixel_gate_group_bwd_kernel(
     `groups`-th image.
     """
     C = C_V * ROWS
-    blocks = tl.cdiv(C_V, BLOCK_R)
-    groups = tl.num_programs(0) // blocks
-    group = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
+    group, groups, block, blocks, part_ptr = own_group(part_ptr, C_V, HW, BLOCK_R)
     c, p, offsets, mask = group_tile(block, C_V, HW, ROWS, BLOCK_R, BLOCK_P)
     i = tl.arange(0, BLOCK_P)
-    part_ptr += group.to(tl.int64) * blocks * HW
     for step in range(0, tl.cdiv(N - group, groups)):
         n = group + step * groups
         image = image_offset(n, C, HW)
@@ -184,13 +184,9 @@ def context_group_fwd_kernel(
     logits [N, HW], softmax [N, 2] = (top, total), context [N, C]; part, counter and programs as in pixel_gate_group_fwd_kernel.
     """
     C = C_V * ROWS
-    blocks = tl.cdiv(C_V, BLOCK_R)
-    groups = tl.num_programs(0) // blocks
-    group = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
+    group, groups, block, blocks, part_ptr = own_group(part_ptr, C_V, HW, BLOCK_R)
     c, p, offsets, mask = group_tile(block, C_V, HW, ROWS, BLOCK_R, BLOCK_P)
     i = tl.arange(0, BLOCK_P)
-    part_ptr += group.to(tl.int64) * blocks * HW
     for step in range(0, tl.cdiv(N - group, groups)):
         n = group + step * groups
         x = tl.load(x_ptr + image_offset(n, C, HW) + offsets, mask=mask, other=0.0)  # kept in its own dtype
@@ -228,13 +224,9 @@ def context_group_bwd_kernel(
     As context_bwd_kernel; dlogits [N, HW], dw_part [N, C]; part, counter and programs as in pixel_gate_group_fwd_kernel.
     """
     C = C_V * ROWS
-    blocks = tl.cdiv(C_V, BLOCK_R)
-    groups = tl.num_programs(0) // blocks
-    group = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
+    group, groups, block, blocks, part_ptr = own_group(part_ptr, C_V, HW, BLOCK_R)
     c, p, offsets, mask = group_tile(block, C_V, HW, ROWS, BLOCK_R, BLOCK_P)
     i = tl.arange(0, BLOCK_P)
-    part_ptr += group.to(tl.int64) * blocks * HW
     for step in range(0, tl.cdiv(N - group, groups)):
         n = group + step * groups
         image = image_offset(n, C, HW)

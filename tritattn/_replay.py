@@ -181,8 +181,9 @@ class Recording(TorchDispatchMode):
             if isinstance(value, Tensor):
                 if id(value) not in self.known:
                     raise Unrepeatable(f"{kernel.fn.__name__}: a tensor from elsewhere")
-                places.append((position, *self.known[id(value)]))
-        for position, *_ in places:
+                index, offset = self.known[id(value)]
+                places.append((position, self.whole(value) if offset else index))
+        for position, _ in places:
             values[position] = None  # not the tensors of the recording
         self.steps.append(("launch", (kernel, compiled, (*grid, 1, 1)[:3], values, places)))
 
@@ -301,20 +302,19 @@ def _found(index: int, again: Callable[[Tensor], Tensor]) -> Step:
     return step
 
 
-def _launch(kernel: Any, compiled: Any, grid: tuple[int, int, int], arguments: Values, places: list[tuple[int, int, int]]) -> Step:
+def _launch(kernel: Any, compiled: Any, grid: tuple[int, int, int], arguments: Values, places: list[tuple[int, int]]) -> Step:
     runner = (kernel if compiled is None else compiled)[grid]
 
     def step(values: Values, pointers: list[int]) -> None:
         filled = arguments.copy()
-        for position, index, offset in places:
-            filled[position] = pointers[index] + offset
+        for position, index in places:
+            filled[position] = pointers[index]
         runner(*filled)
 
     def interpreted(values: Values, pointers: list[int]) -> None:
         filled = arguments.copy()
-        for position, index, offset in places:
-            t = values[index]
-            filled[position] = t.view(-1)[offset // t.element_size() :] if offset else t
+        for position, index in places:
+            filled[position] = values[index]
         runner(*filled)
 
     return interpreted if compiled is None else step

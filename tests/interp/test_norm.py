@@ -13,6 +13,8 @@ from torch import nn
 import tritattn
 from tritattn import nn as tn
 from tritattn import ops
+from tritattn._spec import Spec
+from tritattn.ops._norm import norm_gate
 
 C = 6
 KERNELS = ["channel_moments_kernel", "norm_statistics_kernel", "linear_kernel", "linear_kernel", "gate_fwd_kernel"]
@@ -126,6 +128,33 @@ def test_gradients_of_gradients():
 
     found = second(lambda x, norm, params: ops.se(x, *params, before_norm=norm, hidden="silu"))
     torch.testing.assert_close(found, second(lambda x, norm, params: ops.se(norm(x), *params, hidden="silu")))
+
+
+def test_a_mean_that_fp32_rounds():
+    """By up to 2^-13; every gradient of the same sign would let that into the weight's."""
+    x = sample(4, C, 8, 8) + 4096.3
+
+    def weight_gradient(dtype):
+        norm = nn.BatchNorm2d(C, dtype=dtype)
+        y = ops.se(x.to(dtype), *(p.to(dtype) for p in parameters()), before_norm=norm)
+        return torch.autograd.grad((y * (1 + 0.1 * sample(4, C, 8, 8).to(dtype))).sum(), norm.weight)[0]
+
+    torch.testing.assert_close(weight_gradient(torch.float32).double(), weight_gradient(torch.float64), rtol=0, atol=2e-3)
+
+
+def test_gradients_of_the_statistics():
+    """Which nothing but running statistics takes, without gradients; they are results all the same."""
+    x, norm, spec = sample(2, C, 3, 5).double(), nn.BatchNorm2d(C).double(), Spec("avg", "mlp", "relu", eps="1e-05")
+    leaves = [t.detach().double().requires_grad_() for t in (x, *parameters(), norm.weight, norm.bias)]
+    weigh = sample(2, C).double()
+
+    def gradients():
+        y, mean, var = norm_gate(*leaves, None, spec=spec)
+        return torch.autograd.grad(y.square().sum() + (weigh[0] * mean + weigh[1] * var).sum(), leaves)
+
+    found = gradients()
+    with tritattn.backend("reference"):
+        torch.testing.assert_close(found, gradients())
 
 
 def test_under_autocast_and_compiled():

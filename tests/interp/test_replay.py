@@ -1,7 +1,11 @@
 """A call's plan does what its launcher did: the same kernels in the same order, and the same bits."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import triton
+import triton.language as tl
 from cases import BY_NAME, MAIN, fused, make, run
 from repeats import check_third_call, no_launcher, plans
 from torch import nn
@@ -155,6 +159,30 @@ def test_what_a_plan_cannot_hold_takes_the_no_launcher(monkeypatch):
     for _ in range(3):
         assert ops.se(X, *weights()).equal(expected)
     assert list(family.plans.values()) == ["a tensor from elsewhere"]
+
+
+@triton.jit
+def doubling_kernel(x_ptr, y_ptr):
+    i = tl.arange(0, 8)
+    tl.store(y_ptr + i, 2 * tl.load(x_ptr + i))
+
+
+def test_parts_of_a_tensor_are_found_again():
+    def call(tensors):
+        (x,) = tensors
+        kernels, recording = SimpleNamespace(doubling_kernel=doubling_kernel), _replay.current()
+        kernels = kernels if recording is None else recording.watched(kernels)
+        memory = x.new_empty(16)
+        kernels.doubling_kernel[(1,)](x, memory[8:])
+        kernels.doubling_kernel[(1,)](memory[8:], memory[:8])
+        return (memory,)
+
+    made: dict = {}
+    for i in range(4):
+        x = torch.arange(8.0) + i
+        (y,) = _replay.repeated(made, (), (x,), call)
+        assert y.equal(torch.cat([4 * x, 2 * x]))
+    assert [type(plan) for plan in made.values()] == [_replay.Plan]
 
 
 def test_plans_are_bounded(monkeypatch):
