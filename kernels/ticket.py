@@ -52,6 +52,91 @@ def squeeze_turn(
 
 
 @triton.jit
+def gate_range(
+    n, block, x_ptr, logits_ptr, residual_ptr, y_ptr, norm, C, HW, SPLITS: tl.constexpr, BEFORE: tl.constexpr, GATE: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The second pass forward: y in one range of positions of image n; nobody reads x there again."""
+    zero, c, split, start, stop = own_range(block, C, HW, SPLITS, BLOCK_C, BLOCK_P)
+    s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
+    image = image_offset(n, C, HW)
+    for p0 in range(start, stop, BLOCK_P):
+        p = p0 + tl.arange(0, BLOCK_P)[None, :]
+        mask = (c[:, None] < C) & (p < HW)
+        offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
+        x = load_tile(x_ptr + image, offsets, mask, ACC, True)
+        y = activation(normalised(x, norm, c, c < C, ACC)[0], BEFORE) * s[:, None]
+        if HAS_RESIDUAL:
+            y += load_tile(residual_ptr + image, offsets, mask, ACC, True)
+        y = activation(y, ACTIVATION).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + image + offsets, y, mask=mask, eviction_policy="evict_first")
+
+
+@triton.jit
+def logits_grad_range(
+    n, block, g_ptr, x_ptr, residual_ptr, da_ptr, logits_ptr, dlogits_ptr, part_ptr, counter_ptr, norm, C, HW, SPLITS: tl.constexpr,
+    BEFORE: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr, NEED_X: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, COMBINE_C: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The first pass backward: da and the sums of u da in one range of positions of image n. True in the last program of the image, which has added
+    the ranges to the gradient of the logits."""
+    zero, c, split, start, stop = own_range(block, C, HW, SPLITS, BLOCK_C, BLOCK_P)
+    image = image_offset(n, C, HW)
+    s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
+    total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+    for p0 in range(start, stop, BLOCK_P):
+        p = p0 + tl.arange(0, BLOCK_P)[None, :]
+        mask = (c[:, None] < C) & (p < HW)
+        offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
+        x = load_tile(x_ptr + image, offsets, mask, ACC, not NEED_X)
+        u = activation(normalised(x, norm, c, c < C, ACC)[0], BEFORE)
+        da = output_cotangent(
+            g_ptr, residual_ptr, da_ptr, image, offsets, mask, u, s[:, None], HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC, None, STORE_DA
+        )  # fmt: skip
+        total += tl.where(mask, u * da, 0.0)
+    tl.store(part_ptr + (n.to(tl.int64) * SPLITS + split) * C + c, tl.sum(total, 1), mask=c < C)
+    last = arrive(counter_ptr, tl.cdiv(C, BLOCK_C) * SPLITS)
+    if last:
+        combine_logits_grad(dlogits_ptr, logits_ptr, part_ptr, n, SPLITS, C, GATE, COMBINE_C, ACC)
+    return last
+
+
+@triton.jit
+def input_grad_range(
+    n, block, g_ptr, x_ptr, residual_ptr, da_ptr, dx_ptr, logits_ptr, z_ptr, dz_ptr, aux_ptr, norm, C, HW, K: tl.constexpr, ROWS: tl.constexpr,
+    SPLITS: tl.constexpr, BEFORE: tl.constexpr,
+    AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
+    GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    STORE_DA: tl.constexpr, NEED_X: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """The second pass backward: dx in one range of positions of image n; nobody reads there again."""
+    zero, c, split, start, stop = own_range(block, C, HW, SPLITS, BLOCK_C, BLOCK_P)
+    image = image_offset(n, C, HW)
+    s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
+    for p0 in range(start, stop, BLOCK_P):
+        p = p0 + tl.arange(0, BLOCK_P)
+        mask = (c[:, None] < C) & (p[None, :] < HW)
+        offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
+        x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
+        if NEED_X:
+            x = load_tile(x_ptr + image, offsets, mask, ACC, True)
+        x, scale = normalised(x, norm, c, c < C, ACC)
+        u = activation(x, BEFORE)
+        if STORE_DA:
+            da = load_tile(da_ptr + image, offsets, mask, ACC, True)
+        else:
+            da = output_cotangent(
+                g_ptr, residual_ptr, g_ptr, image, offsets, mask, u, s[:, None], HAS_RESIDUAL, ACTIVATION, False, ACC, None, True
+            )  # fmt: skip
+        dx = da * s[:, None]
+        dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, u, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
+        dx = chain(dx, activation_grad(x, BEFORE), BEFORE) * scale
+        tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask, eviction_policy="evict_first")
+
+
+@triton.jit
 def channel_gate_ticket_fwd_kernel(
     x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, bn_weight_ptr,
     bn_bias_ptr, bn_mean_ptr, bn_var_ptr, residual_ptr, y_ptr, N, lag, C_V, HW_V, R, eps, K: tl.constexpr, ROWS: tl.constexpr,
@@ -69,7 +154,6 @@ def channel_gate_ticket_fwd_kernel(
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
-    norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
     n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks, blocks)
     if first:
@@ -81,19 +165,10 @@ def channel_gate_ticket_fwd_kernel(
     elif n >= 0:
         wait(counter_ptr + N + n)
         arrive(counter_ptr + N + n, blocks + 1)  # to leave the counter at zero
-        zero, c, split, start, stop = own_range(block, C, HW, SPLITS, BLOCK_C, BLOCK_P)
-        s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
-        image = image_offset(n, C, HW)
-        for p0 in range(start, stop, BLOCK_P):
-            p = p0 + tl.arange(0, BLOCK_P)[None, :]
-            mask = (c[:, None] < C) & (p < HW)
-            offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
-            x = load_tile(x_ptr + image, offsets, mask, ACC, True)
-            y = activation(normalised(x, norm, c, c < C, ACC)[0], BEFORE) * s[:, None]
-            if HAS_RESIDUAL:
-                y += load_tile(residual_ptr + image, offsets, mask, ACC, True)
-            y = activation(y, ACTIVATION).to(y_ptr.dtype.element_ty)
-            tl.store(y_ptr + image + offsets, y, mask=mask, eviction_policy="evict_first")
+        gate_range(
+            n, block, x_ptr, logits_ptr, residual_ptr, y_ptr, (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps), C, HW, SPLITS, BEFORE, GATE,
+            HAS_RESIDUAL, ACTIVATION, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, ACC,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -117,25 +192,13 @@ def channel_gate_ticket_bwd_kernel(
     norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
     n, block, first = draw_ticket(counter_ptr + 2 * N, lag, blocks, blocks)
-    zero, c, split, start, stop = own_range(block, C, HW, SPLITS, BLOCK_C, BLOCK_P)
     if first:
         if n < N:
-            image = image_offset(n, C, HW)
-            s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
-            total = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-            for p0 in range(start, stop, BLOCK_P):
-                p = p0 + tl.arange(0, BLOCK_P)[None, :]
-                mask = (c[:, None] < C) & (p < HW)
-                offsets = tile_offsets(c[:, None], p, C, HW, CHANNELS_LAST, LARGE)
-                x = load_tile(x_ptr + image, offsets, mask, ACC, not NEED_X)
-                u = activation(normalised(x, norm, c, c < C, ACC)[0], BEFORE)
-                da = output_cotangent(
-                    g_ptr, residual_ptr, da_ptr, image, offsets, mask, u, s[:, None], HAS_RESIDUAL, ACTIVATION, STORE_DA, ACC, None, STORE_DA
-                )  # fmt: skip
-                total += tl.where(mask, u * da, 0.0)
-            tl.store(part_ptr + (n.to(tl.int64) * SPLITS + split) * C + c, tl.sum(total, 1), mask=c < C)
-            if arrive(counter_ptr + n, blocks):
-                combine_logits_grad(dlogits_ptr, logits_ptr, part_ptr, n, SPLITS, C, GATE, EXCITE_C, ACC)
+            last = logits_grad_range(
+                n, block, g_ptr, x_ptr, residual_ptr, da_ptr, logits_ptr, dlogits_ptr, part_ptr, counter_ptr + n, norm, C, HW, SPLITS, BEFORE, GATE,
+                HAS_RESIDUAL, ACTIVATION, STORE_DA, NEED_X, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, EXCITE_C, ACC,
+            )  # fmt: skip
+            if last:
                 tl.debug_barrier()  # threads read what other threads of this program stored
                 hidden = n.to(tl.int64) * K * R
                 excite_image_bwd(
@@ -146,27 +209,10 @@ def channel_gate_ticket_bwd_kernel(
     elif n >= 0:
         wait(counter_ptr + N + n)
         arrive(counter_ptr + N + n, blocks + 1)  # to leave the counter at zero
-        image = image_offset(n, C, HW)
-        s, _ = load_gates(logits_ptr, logits_ptr, n, c, c, C, HW, GATE, GATE, True, False, ACC)
-        for p0 in range(start, stop, BLOCK_P):
-            p = p0 + tl.arange(0, BLOCK_P)
-            mask = (c[:, None] < C) & (p[None, :] < HW)
-            offsets = tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
-            x = tl.zeros([BLOCK_C, BLOCK_P], ACC)
-            if NEED_X:
-                x = load_tile(x_ptr + image, offsets, mask, ACC, True)
-            x, scale = normalised(x, norm, c, c < C, ACC)
-            u = activation(x, BEFORE)
-            if STORE_DA:
-                da = load_tile(da_ptr + image, offsets, mask, ACC, True)
-            else:
-                da = output_cotangent(
-                    g_ptr, residual_ptr, g_ptr, image, offsets, mask, u, s[:, None], HAS_RESIDUAL, ACTIVATION, False, ACC, None, True
-                )  # fmt: skip
-            dx = da * s[:, None]
-            dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, u, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
-            dx = chain(dx, activation_grad(x, BEFORE), BEFORE) * scale
-            tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask, eviction_policy="evict_first")
+        input_grad_range(
+            n, block, g_ptr, x_ptr, residual_ptr, da_ptr, dx_ptr, logits_ptr, z_ptr, dz_ptr, aux_ptr, norm, C, HW, K, ROWS, SPLITS, BEFORE, AVG_AT,
+            MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, GATE, HAS_RESIDUAL, ACTIVATION, STORE_DA, NEED_X, CHANNELS_LAST, LARGE, BLOCK_C, BLOCK_P, ACC,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -245,13 +245,9 @@ def row(launch: Launch, target: str) -> dict[str, Any]:
 
 def shipped() -> set[str]:
     """Names of all kernels of the package."""
-    import importlib
-    import pkgutil
+    from tritattn.ops._launch import _kernels
 
-    from tritattn import kernels
-
-    modules = [importlib.import_module(f"tritattn.kernels.{module.name}") for module in pkgutil.iter_modules(kernels.__path__)]
-    return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    return {name for name in vars(_kernels()) if name.endswith("_kernel")}
 
 
 def collect(quick: bool, op_names: Sequence[str] = OPS, dtypes: Sequence[str] = tuple(DTYPES)) -> list[Launch]:

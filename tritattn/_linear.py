@@ -29,11 +29,21 @@ class Tile:
     splits: int = 1
     units: bool = False
 
+    @property
+    def cut(self) -> tuple[int, int, int, int, bool]:
+        """The tile as kernels/stages.py takes it."""
+        return self.block_m, self.block_j, self.block_k, self.splits, self.units
+
     @cached_property
     def args(self) -> dict[str, int | bool]:
         """The tile as kernels take it, and beside it a limit of registers that leaves two programs on a multiprocessor or more."""
         tile = dict(BLOCK_M=self.block_m, BLOCK_J=self.block_j, BLOCK_K=self.block_k, SPLITS=self.splits, UNITS=self.units)
         return {**tile, **options(4, 248 if self.block_m * self.block_j == 4096 else 168)}
+
+    @property
+    def slot(self) -> int:
+        """Elements that a program leaves of its range of k: of the product, and of the sum."""
+        return (self.block_m + 1) * self.block_j
 
     def programs(self, m: int, j: int) -> int:
         return -(-m // self.block_m) * -(-j // self.block_j) * self.splits

@@ -25,6 +25,7 @@ SECTOR = 32  # bytes, the unit in which GPUs move memory
 CONVOLUTION_CHANNELS = 128  # of a convolution's result, all of which a program owns
 GROUP_BYTES = 16384  # of an image, that one program of a group holds
 GROUPED = ("pixel", "context", "context_bwd")  # the roles of passes that such a group can make
+FEW_ELEMENTS = 1 << 20  # of a map, which moves in less time than launches take
 TICKET_BYTES = 32768  # of an image, that one program of a ticketed launch reads
 
 
@@ -106,6 +107,14 @@ def processors(device: torch.device) -> int:
     if device.type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(device).multi_processor_count
     return 132
+
+
+@lru_cache(maxsize=64)
+def cache(device: torch.device) -> int:
+    """Bytes of the L2 cache; an H200's where there is no GPU."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    return 50 << 20
 
 
 def cooperative(device: torch.device) -> bool:
@@ -223,7 +232,7 @@ def _ticket(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
     splits = min(steps, 16, power_of_two(shares))
     warps = _warps(block_c, block_p, _each(c if channels_last else hw, itemsize))
     lag = max(1, min(n, 1 + -(-4 * sms // (blocks_c * splits))))
-    if 2 * block_c * hw * itemsize // splits < TICKET_BYTES and n * blocks_c * splits > 4 * sms:
+    if 2 * block_c * hw * itemsize // splits < TICKET_BYTES and n * blocks_c * splits > 4 * sms and n * c * hw > FEW_ELEMENTS:
         lag = 0  # many programs that each move too little for the time that a ticket and a wait take
     # a limit that leaves two programs to a multiprocessor
     return Config(block_c, block_p, splits, warps, lag=lag, maxnreg=128 if itemsize < 8 else 0)

@@ -47,40 +47,53 @@ def plain(x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2
     return z if spec.kind == "none" else reference.excite(z, w1, b1, w2, b2, kind=spec.kind, hidden=spec.hidden)
 
 
+def _bytes(*weights: Tensor | None) -> int:
+    return sum(t.numel() * t.element_size() for t in weights if t is not None)
+
+
 def _small(m: Map, w1: Tensor | None, w2: Tensor | None) -> bool:
     """Whether the weights are under a quarter of an image's bytes, so that one program per image may read them."""
     # by a model: it takes 0.7 us for a first tile of 8 KB and 0.2 for each that follows at once, so 4 us for SE of 512 channels at 28x28, while the
     # images of a ticket's lag move for 10; 11 for SE of 1024 at 14x14, after the last image, where two launches take as long, and 15 for ESE of 512
-    return 4 * sum(t.numel() * t.element_size() for t in (w1, w2) if t is not None) < m.c * m.hw * m.x.element_size()
+    return 4 * _bytes(w1, w2) < m.c * m.hw * m.x.element_size()
 
 
-def _network(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[str, Any]:
-    """The pools and the excite, as kernels take them."""
+def _squeeze(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[str, Any]:
+    """The pools and the layers, as kernels take them."""
     k, rows, r = _sizes(w1, spec)
+    return dict(w1_ptr=w1, w2_ptr=w2, R=r, K=k, ROWS=rows, **pool_rows(spec.pools), EVEN=spec.max_grad == "even", HIDDEN=spec.hidden)
+
+
+def _inside(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[str, Any]:
+    """The excite that one program does, as kernels take it."""
     convolution = spec.kind in ("conv", "circular")
     # as much of a weight as 8 warps load in two vectors each; of a convolution's input, which they load once for every tap, four elements a thread
-    block_r = min(tuning.power_of_two(r), 32) if spec.kind == "mlp" else 32
+    block_r = min(tuning.power_of_two(_sizes(w1, spec)[2]), 32) if spec.kind == "mlp" else 32
     return dict(
-        w1_ptr=w1, w2_ptr=w2, R=r, K=k, ROWS=rows, **pool_rows(spec.pools), EVEN=spec.max_grad == "even", KIND=spec.kind, HIDDEN=spec.hidden,
-        TAPS=w2.numel() if w2 is not None and convolution else 0, EXCITE_C=min(tuning.power_of_two(m.c), 1024 if convolution else 4096 // block_r),
-        EXCITE_R=block_r,
+        KIND=spec.kind, TAPS=w2.numel() if w2 is not None and convolution else 0, EXCITE_R=block_r,
+        EXCITE_C=min(tuning.power_of_two(m.c), 1024 if convolution else 4096 // block_r),
     )  # fmt: skip
 
 
-def arguments(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec, config: tuning.Config, inside: bool) -> dict[str, Any]:
-    """What every kernel that squeezes takes; the parameters are matrices. inside: the excite is done by the last program of an image."""
+def _pass(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec, config: tuning.Config) -> dict[str, Any]:
+    """What every kernel that squeezes takes, but for the excite; the parameters are matrices."""
     w1, b1, w2, b2 = params
     splits = config.splits
     return dict(
         x_ptr=m.x, z_ptr=out.z, aux_ptr=out.aux, part_ptr=m.small(m.n, splits, 4, m.c) if splits > 1 else None,
         part_aux_ptr=m.small(m.n, splits, m.c, dtype=torch.int32) if splits > 1 else None, hidden_ptr=out.hidden, logits_ptr=out.logits,
         b1_ptr=b1, b2_ptr=b2, HAS_B1=b1 is not None, HAS_B2=b2 is not None, SPLITS=splits, **m.args, **m.prologue, **config.args,
-        **_network(m, w1, w2, spec if inside else spec._replace(kind="none")),
+        **_squeeze(m, w1, w2, spec),
     )  # fmt: skip
 
 
+def arguments(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec, config: tuning.Config, inside: bool) -> dict[str, Any]:
+    """What the kernels take that squeeze; inside: and whose last program of an image does the excite."""
+    return _pass(m, out, params, spec, config) | _inside(m, params[0], params[2], spec if inside else spec._replace(kind="none"))
+
+
 def ticketed(m: Map, w1: Tensor | None, w2: Tensor | None, others: int = 0) -> tuple[tuple[int], dict[str, Any]] | None:
-    """(grid, arguments) of a launch of kernels/ticket.py; None where a launch for each pass is better.
+    """(grid, arguments) of a launch of kernels/ticket.py; None where the weights are too large for it, or a launch for each pass is better.
 
     others: programs of an image in the second pass, where they are not those of the first."""
     config = m.config("ticket")
@@ -92,17 +105,56 @@ def ticketed(m: Map, w1: Tensor | None, w2: Tensor | None, others: int = 0) -> t
     return ((m.n + lag) * (squeezes + others),), dict(counter_ptr=counters(m.x, 2 * m.n + 1), N=m.n, lag=lag)
 
 
+def staged(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: bool) -> tuple[tuple[int], dict[str, Any]] | None:
+    """(grid, arguments) of a launch of kernels/stages.py; None where a launch for each pass is better."""
+    config = m.config("ticket")
+    if not config.lag or spec.kind not in ("mlp", "fc"):
+        return None
+    k, _, r = _sizes(w1, spec)
+    size, steps = m.c * m.hw * m.x.element_size(), 3 if w1 is not None else 2
+    # of whose bytes the weights are under a quarter, like an image's of kernels/ticket.py
+    images = tuning.power_of_two(-(-4 * _bytes(w1, w2) // size))
+    lag = max(1, config.lag // (steps * images))
+    if images >= m.n:
+        images, lag = m.n, 0
+    if (steps * lag + 1) * images * size * (1 + backward) > tuning.cache(m.x.device) // 2:
+        return None
+    processors = tuning.processors(m.x.device) // (1 if images == m.n else steps + 1)  # blocks are at work beside each other
+    layers = [(images * k, r, m.c)] if w1 is not None else []
+    layers.append((images * k if backward else images, m.c, r if w1 is not None else m.c))
+    tiles = [_linear.choose(*sizes, m.acc.itemsize, processors) for sizes in layers]
+    programs = [tile.programs(rows, columns) for tile, (rows, columns, _) in zip(tiles, layers, strict=True)]
+    first, second = programs if w1 is not None else (0, *programs)
+    count, passes = -(-m.n // images), images * -(-m.c // config.block_c) * config.splits
+    slots = max(number * tile.slot for number, tile in zip(programs, tiles, strict=True))
+    return ((count + steps * lag) * (2 * passes + first + second),), dict(
+        counter_ptr=counters(m.x, m.n + count * (6 + first + second) + 1), N=m.n, images=images, lag=lag, first=first, second=second,
+        product_ptr=m.small(count, slots) if any(tile.splits > 1 for tile in tiles) else None, MLP=w1 is not None, FIRST=tiles[0].cut,
+        SECOND=tiles[-1].cut, INTERPRETED=INTERPRET, num_warps=max(4, config.num_warps),
+        **({"COMBINE_C": min(tuning.power_of_two(m.c), 1024)} if backward else {}),
+    )  # fmt: skip
+
+
+def _one_launch(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: bool) -> tuple[str, tuple[int], dict[str, Any]] | None:
+    """(strategy, grid, arguments) of both passes in one launch."""
+    if ticket := ticketed(m, w1, w2):
+        return "ticket", ticket[0], ticket[1] | _inside(m, w1, w2, spec)
+    stages = staged(m, w1, w2, spec, backward)
+    return None if stages is None else ("stages", *stages)
+
+
 def gated(m: Map, params: Sequence[Tensor | None], residual: Tensor | None, spec: Spec) -> tuple[Tensor, Excited]:
-    """(y, what led to its gate): one launch while the excite's weights are small, see kernels/ticket.py."""
+    """(y, what led to its gate): one launch where its images follow each other closely, see kernels/ticket.py and kernels/stages.py."""
     w1, b1, w2, b2 = params = [matrix(t) for t in params]
-    ticket = ticketed(m, w1, w2)
-    if ticket is None:
+    launch = _one_launch(m, w1, w2, spec, False)
+    if launch is None:
         excited = forward(m, w1, b1, w2, b2, spec)
         return gate_forward(m, excited.logits, None, residual, spec), excited
-    grid, args = ticket
+    strategy, grid, args = launch
     out, y = fake(m.x, w1, spec), m.empty()
-    kernels().channel_gate_ticket_fwd_kernel[grid](
-        **arguments(m, out, params, spec, m.config("ticket"), True), **args, residual_ptr=m.same(residual), y_ptr=y, GATE=spec.gate,
+    kernel = kernels().channel_gate_ticket_fwd_kernel if strategy == "ticket" else kernels().channel_gate_stages_fwd_kernel
+    kernel[grid](
+        **_pass(m, out, params, spec, m.config("ticket")) | args, residual_ptr=m.same(residual), y_ptr=y, GATE=spec.gate,
         HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation,
     )  # fmt: skip
     return m.output(y), out
@@ -113,8 +165,8 @@ def gated_backward(
 ) -> list[Tensor | None]:
     """Gradients of the map, w1, b1, w2, b2, each only if it is needed; stores da into the cotangent."""
     w1, w2 = matrix(params[0]), matrix(params[2])
-    ticket = ticketed(m, w1, w2) if needs[0] else None
-    if ticket is None:
+    launch = _one_launch(m, w1, w2, spec, True) if needs[0] else None
+    if launch is None:
         dlogits = gate_backward_channel(m, saved.logits, spec, cotangent=cotangent)
         dz, grads = backward(m, dlogits, params, saved, spec, needs[1:], needs[0])
         cotangent.stored()
@@ -122,16 +174,17 @@ def gated_backward(
             return [None, *grads]
         assert dz is not None
         return [gate_backward_input(m, spec, cotangent=cotangent, logits=saved.logits, pooled=(saved.z, dz, saved.aux)), *grads]
-    grid, args = ticket
+    strategy, grid, args = launch
     config = m.config("ticket")
     k, rows, r = _sizes(w1, spec)
     dx, dlogits, dz, dhidden = m.empty(), m.small(m.n, m.c), m.small(m.n, k, m.c), torch.empty_like(saved.hidden)
-    kernels().channel_gate_ticket_bwd_kernel[grid](
-        **_network(m, w1, w2, spec), **args, **cotangent.args(), x_ptr=m.x, da_ptr=cotangent.da, dx_ptr=dx, logits_ptr=saved.logits, z_ptr=saved.z,
-        aux_ptr=saved.aux, hidden_ptr=saved.hidden, part_ptr=m.small(m.n, config.splits, m.c), dlogits_ptr=dlogits, dhidden_ptr=dhidden, dz_ptr=dz,
-        GATE=spec.gate, STORE_DA=cotangent.da is not None,
-        NEED_X=m.before != "none" or reads_map(cotangent.activation if cotangent.da is None else "none", spec),
-        **m.args, **m.prologue, **config.args, SPLITS=config.splits,
+    kernel = kernels().channel_gate_ticket_bwd_kernel if strategy == "ticket" else kernels().channel_gate_stages_bwd_kernel
+    tiles = config.args | _squeeze(m, w1, w2, spec) | args
+    kernel[grid](
+        **tiles, **cotangent.args(), x_ptr=m.x, da_ptr=cotangent.da, dx_ptr=dx, logits_ptr=saved.logits, z_ptr=saved.z, aux_ptr=saved.aux,
+        hidden_ptr=saved.hidden, part_ptr=m.small(m.n, config.splits, m.c), dlogits_ptr=dlogits, dhidden_ptr=dhidden, dz_ptr=dz, GATE=spec.gate,
+        STORE_DA=cotangent.da is not None, NEED_X=m.before != "none" or reads_map(cotangent.activation if cotangent.da is None else "none", spec),
+        **m.args, **m.prologue, SPLITS=config.splits,
     )  # fmt: skip
     cotangent.stored()
     return [m.output(dx), *backward(m, dlogits, params, saved, spec, needs[1:], False, dhidden)[1]]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from importlib import import_module
+from pkgutil import iter_modules
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -28,9 +30,8 @@ def _kernels() -> Any:
     """Imported at the first launch."""
     import triton.language as tl
 
-    from ..kernels import axis, context, convolution, covariance, excite, fusion, gate, group, local, norm, pixel, plane, select, squeeze, ticket
-
-    modules = (excite, squeeze, gate, pixel, group, context, covariance, convolution, plane, select, axis, local, fusion, norm, ticket)
+    package = import_module("..kernels", __package__)
+    modules = [import_module(f"{package.__name__}.{module.name}") for module in iter_modules(package.__path__)]
     return SimpleNamespace(tl=tl, **{k: v for module in modules for k, v in vars(module).items() if k.endswith("_kernel")})
 
 
