@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
-from tritattn import _replay, tuning
+from tritattn import _linear, _replay, tuning
 from tritattn.tuning import Config
 
 
@@ -52,11 +52,19 @@ def _question(role: str, n: int, c: int, hw: int, itemsize: int, channels_last: 
 
 
 @contextmanager
-def for_batch(n: int) -> Iterator[None]:
-    """Tiles as they would be chosen for a batch of n, whatever the batch."""
-    choose = tuning.choose
-    with _replay.off(), mock.patch.object(tuning, "choose", lambda role, _, *args, **kwargs: choose(role, n, *args, **kwargs)):
-        yield
+def for_batch(n: int) -> Iterator[list[int]]:
+    """Tiles as they would be chosen for a batch of n, whatever the batch; the sizes of the blocks in which images are then taken, where they are."""
+    choose, blocks = tuning.choose, _linear.blocks
+    found: list[int] = []
+
+    def of_batch(_: int, *args: int) -> tuple[int, int]:
+        images, lag = blocks(n, *args)
+        found.append(images)
+        return images, lag
+
+    choosing = mock.patch.object(tuning, "choose", lambda role, _, *args, **kwargs: choose(role, n, *args, **kwargs))
+    with _replay.off(), choosing, mock.patch.object(_linear, "blocks", of_batch):
+        yield found
 
 
 def describe(found: Mapping[Question, Config]) -> tuple[str, str]:

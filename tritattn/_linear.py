@@ -75,3 +75,19 @@ def choose(m: int, j: int, k: int, itemsize: int, processors: int) -> Tile:
             tiles += [Tile(block_m, block_j, block_k, units=True) for block_k in (32, 64) if (block_m + block_j) * block_k <= 4096]
     cut = [Tile(t.block_m, t.block_j, t.block_k, 1 << s, t.units) for t in tiles for s in range(6) if t.block_k << s < t.block_k + k]
     return min(cut, key=lambda tile: tile.time(m, j, k, itemsize, processors))
+
+
+@lru_cache(maxsize=4096)
+def blocks(n: int, size: int, weights: int, lag: int, steps: int, maps: int, cache: int) -> tuple[int, int]:
+    """(images in a block, blocks that begin between one stage and the next) of a launch of kernels/stages.py, for n images of `size` bytes of which
+    `lag` lie between the passes of a launch without stages; (0, 0) where the cache has no room for them. steps: stages after the first; maps: that a
+    pass reads.
+
+    The weights, which every block reads, are under a quarter of its bytes, as they are of an image's where one program reads them.
+    """
+    images = power_of_two(-(-4 * weights // max(size, 1)))
+    room = cache // 2 // max(maps * min(images, n) * size, 1) - 1  # for blocks beside the one that is squeezed
+    if images >= n:
+        return (images, 0) if room >= 0 else (0, 0)
+    lag = min(max(1, lag // (steps * images)), room // steps)
+    return (images, lag) if lag > 0 else (0, 0)

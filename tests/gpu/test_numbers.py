@@ -54,11 +54,11 @@ def test_programs_that_wait_for_each_other(device, name, shape):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", ["se", "eca"])
-def test_tickets(device, name, layout):
-    """More programs than run at once, more images than lie between the two passes over one."""
+@pytest.mark.parametrize(("name", "c"), [("se", 256), ("eca", 256), ("se", 1024), ("ese", 512)])
+def test_tickets(device, name, c, layout):
+    """More programs than run at once, more images than lie between the two passes over one; with weights that a block of images shares, too."""
     op = BY_NAME[name]
-    case = inputs(op, (48, 256, 28, 28), device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, layout=layout, residual=True)
+    case = inputs(op, (48, c, 28, 28), device, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, layout=layout, residual=True)
     with choices.recorded() as found:
         first = check(op, case, "relu")
     assert all(0 < config.lag < 48 for asked, config in found.items() if asked.role == "ticket")

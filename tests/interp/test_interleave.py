@@ -132,6 +132,45 @@ def test_values_of_ticketed_maps(op, values, launches):
     assert set(KERNELS.get(str(op), BOTH)) <= set(launches)
 
 
+# every kind of excite whose weights can be large
+STAGED = [BY_NAME[name] for name in ("se", "ese", "channel_attention", "channel_attention-pools", "channel_attention-fc", "se-even", "se-before")]
+STAGES = {"channel_gate_stages_fwd_kernel", "channel_gate_stages_bwd_kernel"}
+
+
+def stages(monkeypatch, images, lag):
+    """Blocks of so many images, tiles that cut the products' rows and columns, and ranges of their sums."""
+    monkeypatch.setattr(_linear, "blocks", lambda *_: (images, lag))
+    monkeypatch.setattr(_linear, "choose", lambda *_: _linear.Tile(2, 4, 4, 2))
+    return tuning.forced(lag=1, splits=2, block_c=4, block_p=4)
+
+
+@pytest.mark.parametrize(("name", "lag"), [("se", 1), ("ese", 2), ("channel_attention", 1)])
+def test_stages_in_any_order(name, lag, launches, monkeypatch):
+    """Blocks of two images, the last of one."""
+    op = BY_NAME[name]
+    inputs = make(op, (3, 8, 2, 3), residual=True)
+    found = []
+    with stages(monkeypatch, 2, lag):
+        for seed, resident in enumerate((1, 3, None)):
+            with interleaved(seed, resident, every=True):
+                found.append(run(fused, op, inputs, "relu"))
+    assert set(launches) >= STAGES
+    assert all(torch.equal(t, found[0][name]) for got in found for name, t in got.items())
+    assert not any(counter.any() for counter in _launch._counters.values())
+
+
+@pytest.mark.parametrize(("op", "values"), [(STAGED[(i + j) % len(STAGED)], v) for i, v in enumerate(VALUES) for j in (0, 3)], ids=str)
+def test_values_of_maps_with_stages(op, values, launches, monkeypatch):
+    """A block that is larger than the batch, as large, or smaller."""
+    turn = STAGED.index(op) + len(values)
+    inputs = make(op, (3, 8, 2, 3), values=values, residual=turn % 2 == 0, seed=2)
+    # where there are two pools w2's gradient takes the sum of what they make of the hidden layer, so Inf does not meet the zero of one of them
+    wanted = [name for name in inputs.tensors() if name != "w2" or "inf" not in values]
+    with stages(monkeypatch, 1 + turn % 4, 1):
+        check(op, inputs, ("none", "relu", "silu")[turn % 3], wanted)
+    assert set(launches) >= STAGES
+
+
 @pytest.mark.parametrize(("op", "name"), [("se", "x"), ("se", "w1"), ("se", "b2"), ("se", "residual"), ("eca", "x"), ("eca", "w"), ("ese", "x")])
 def test_tickets_for_the_gradient_of_the_map_alone(op, name, launches):
     op = BY_NAME[op]

@@ -116,25 +116,40 @@ def test_excite_in_blocks_inside(name, launches):
     assert launches[:2].count("linear_kernel") == 0
 
 
+# how the excite of large weights is done: in launches of its own, or between the two passes in theirs
+STRATEGIES = {"launches": {"lag": 0}, "stages": {"lag": 1}}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", WIDE)
-def test_excite_in_blocks_batched(name, launches):
+def test_excite_in_blocks_batched(name, strategy, launches):
     """More channels, and more images, than one tile of the excite after the squeeze holds."""
     op = BY_NAME[name]
-    check(op, make(op, (18, 40, 2, 1), seed=8))
-    assert (launches[1] == "linear_kernel") == (name != "cbam")  # which saves the launch instead
+    with tuning.forced(**STRATEGIES[strategy]):
+        check(op, make(op, (18, 40, 2, 1), seed=8))
+    staged = {kernel for kernel in launches if "stages" in kernel}
+    if name in ("cbam", "scse"):  # which have a pass of their own between
+        assert not staged and (launches[1] == "linear_kernel") == (name == "scse")  # cbam saves that launch
+    elif strategy == "launches":
+        assert not staged and launches[1] == "linear_kernel"
+    else:
+        assert staged == {"channel_gate_stages_fwd_kernel", "channel_gate_stages_bwd_kernel"} and launches[0] in staged
 
 
 # on matrix units and in registers, ranges of a sum's terms that follow each other, and more of them than there are terms for
 PRODUCTS = [Tile(16, 32, 32, 2, True), Tile(32, 16, 32, 1, True), Tile(8, 32, 16, 4), Tile(16, 8, 32, 8)]
 
 
-@pytest.mark.parametrize("tile", PRODUCTS, ids=str)
+@pytest.mark.parametrize(("strategy", "tile"), [(s, t) for s in STRATEGIES for t in PRODUCTS if s == "launches" or t.units], ids=str)
 @pytest.mark.parametrize("name", ["se", "ese", "channel_attention-pools"])
-def test_products_of_the_excite(name, tile, monkeypatch):
+def test_products_of_the_excite(name, tile, strategy, monkeypatch):
     monkeypatch.setattr(_linear, "choose", lambda *_: tile)
     op = BY_NAME[name]
     inputs = make(op, (18, 40, 2, 1), dtype=(torch.float32, torch.bfloat16)[PRODUCTS.index(tile) % 2], seed=8)
-    same_in_any_order(op, inputs, "none", check(op, inputs))
+    with tuning.forced(**STRATEGIES[strategy]):
+        got = check(op, inputs)
+        if strategy == "launches":  # a launch of stages has no other order than its tickets'
+            same_in_any_order(op, inputs, "none", got)
 
 
 @pytest.mark.parametrize("values", ["nan", "inf", "-inf"])

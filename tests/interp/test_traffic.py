@@ -3,6 +3,7 @@
 Small maps with rows of whole sectors; tiles as they are chosen for a batch of 256. `python -m perf traffic` counts the stages of SE-ResNet-50.
 """
 
+import itertools
 import math
 
 import pytest
@@ -16,8 +17,11 @@ from perf.counting import Counter, MapOrder, interpreted, map_order
 from perf.features import SITE, counted_case
 from perf.interpret import count
 from perf.ops import OPS
-from perf.shapes import STAGES, Site
-from tritattn import ops
+from perf.shapes import SETS, STAGES, Site
+from tritattn import ops, tuning
+from tritattn._spec import Spec
+from tritattn.ops import _excite
+from tritattn.ops._launch import Map
 
 # launches forward while the excite's weights are small
 LAUNCHES = {"sse": 1, "scse": 1, "scse_max": 1}
@@ -73,11 +77,32 @@ def test_short_rows_of_many_channels(op, site):
     assert moved["fwd"].launches <= (1 if op.startswith("sse") else 4)
 
 
+@pytest.mark.parametrize("site", [SITE, Site(1, 64, 4, 4, 64)], ids=["small weights", "large weights"])
 @pytest.mark.parametrize("name", ["se", "ese", "cse", "eca", "se+residual+relu"])
-def test_launches_of_channel_gates_with_small_weights(name):
-    moved = count(counted_case(name, "channels_last"), 2)
+def test_launches_of_channel_gates(name, site):
+    moved = count(make_case(name, "bf16", "channels_last", 2, site), 2)
     assert moved["fwd"].launches == 1, moved["fwd"].names
     assert moved["bwd"].launches <= 2, moved["bwd"].names
+
+
+SMALL_MAPS = sorted({site for shapes in SETS.values() if {"se", "ese", "cse"} & set(shapes.blocks) for site in shapes.sites}, key=str)
+
+
+@pytest.mark.parametrize("layers", ["two", "one"])
+def test_every_small_map_takes_one_launch(layers):
+    """Of every network's sites where SE, ESE or cSE stands, at every batch of at most a million elements."""
+    counted = 0
+    for site, dtype in itertools.product(SMALL_MAPS, (torch.bfloat16, torch.float32)):
+        w1 = torch.empty(site.rd, site.c, dtype=dtype) if layers == "two" else None
+        w2 = torch.empty(site.c, site.rd if layers == "two" else site.c, dtype=dtype)
+        spec = Spec("avg", "fc" if w1 is None else "mlp", "relu", "sigmoid")
+        for n in (1, 2, 3, 8, 20, 64):
+            if n * site.c * site.h * site.w <= 1 << 20:
+                x = torch.empty(n, site.c, site.h, site.w, dtype=dtype)
+                for layout, backward in itertools.product((torch.contiguous_format, torch.channels_last), (False, True)):
+                    assert _excite.one_launch(Map(x.to(memory_format=layout)), w1, w2, spec, backward), (site, n, dtype, layout)
+                    counted += 1
+    assert counted > 500
 
 
 @pytest.mark.parametrize("size", [14, 7])
@@ -142,8 +167,20 @@ def test_what_stands_before_a_channel_gate_takes_no_passes(site, layout):
 
 def test_large_weights_are_read_once_per_batch():
     case = make_case("se", "bf16", "contiguous", 2, Site(1, 64, 4, 4, 64))
-    moved = count(case, 256)
+    with tuning.forced(lag=0):
+        moved = count(case, 256)
     assert moved["fwd"].launches <= 4 and moved["fwd"].names.count("linear_kernel") == 2
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_large_weights_are_read_once_per_block_of_images(layout):
+    """Four at a time, whose second read finds them in L2; the weights are 1/4 U of a map of this size."""
+    case = make_case("ese", "bf16", layout, 2, Site(1, 256, 16, 32, 4))
+    moved = count(case, 768, dram=True)
+    for mode, bar, floor in zip(("fwd", "bwd"), case.op.bar_u, case.op.floor_u, strict=True):
+        assert moved[mode].in_u(map_order(case).map_numel * case.itemsize)["total_u"] == pytest.approx(bar, abs=0.03)
+        assert moved[mode].dram_u == pytest.approx(floor, abs=0.05)
+    assert (moved["fwd"].launches, moved["bwd"].launches) == (1, 2)
 
 
 @pytest.mark.parametrize("name, batch, expected", [("ge", 128, 2), ("ge", 768, 2.75), ("se", 768, 2), ("scse", 768, 2), ("cbam", 768, 2.75)])

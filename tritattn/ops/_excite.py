@@ -111,14 +111,14 @@ def staged(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: b
     if not config.lag or spec.kind not in ("mlp", "fc"):
         return None
     k, _, r = _sizes(w1, spec)
-    size, steps = m.c * m.hw * m.x.element_size(), 3 if w1 is not None else 2
-    # of whose bytes the weights are under a quarter, like an image's of kernels/ticket.py
-    images = tuning.power_of_two(-(-4 * _bytes(w1, w2) // size))
-    lag = max(1, config.lag // (steps * images))
+    steps = 3 if w1 is not None else 2
+    images, lag = _linear.blocks(
+        m.n, m.c * m.hw * m.x.element_size(), _bytes(w1, w2), config.lag, steps, 2 if backward else 1, tuning.cache(m.x.device)
+    )
+    if not images:
+        return None
     if images >= m.n:
         images, lag = m.n, 0
-    if (steps * lag + 1) * images * size * (1 + backward) > tuning.cache(m.x.device) // 2:
-        return None
     processors = tuning.processors(m.x.device) // (1 if images == m.n else steps + 1)  # blocks are at work beside each other
     layers = [(images * k, r, m.c)] if w1 is not None else []
     layers.append((images * k if backward else images, m.c, r if w1 is not None else m.c))
@@ -135,7 +135,7 @@ def staged(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: b
     )  # fmt: skip
 
 
-def _one_launch(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: bool) -> tuple[str, tuple[int], dict[str, Any]] | None:
+def one_launch(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: bool) -> tuple[str, tuple[int], dict[str, Any]] | None:
     """(strategy, grid, arguments) of both passes in one launch."""
     if ticket := ticketed(m, w1, w2):
         return "ticket", ticket[0], ticket[1] | _inside(m, w1, w2, spec)
@@ -146,7 +146,7 @@ def _one_launch(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backwa
 def gated(m: Map, params: Sequence[Tensor | None], residual: Tensor | None, spec: Spec) -> tuple[Tensor, Excited]:
     """(y, what led to its gate): one launch where its images follow each other closely, see kernels/ticket.py and kernels/stages.py."""
     w1, b1, w2, b2 = params = [matrix(t) for t in params]
-    launch = _one_launch(m, w1, w2, spec, False)
+    launch = one_launch(m, w1, w2, spec, False)
     if launch is None:
         excited = forward(m, w1, b1, w2, b2, spec)
         return gate_forward(m, excited.logits, None, residual, spec), excited
@@ -165,7 +165,7 @@ def gated_backward(
 ) -> list[Tensor | None]:
     """Gradients of the map, w1, b1, w2, b2, each only if it is needed; stores da into the cotangent."""
     w1, w2 = matrix(params[0]), matrix(params[2])
-    launch = _one_launch(m, w1, w2, spec, True) if needs[0] else None
+    launch = one_launch(m, w1, w2, spec, True) if needs[0] else None
     if launch is None:
         dlogits = gate_backward_channel(m, saved.logits, spec, cotangent=cotangent)
         dz, grads = backward(m, dlogits, params, saved, spec, needs[1:], needs[0])
