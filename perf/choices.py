@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
-from tritattn import _linear, _replay, tuning
+import torch
+
+from tritattn import _linear, _replay, _tables, tuning
+from tritattn._linear import Tile
 from tritattn.tuning import Config
 
 
 class Question(NamedTuple):
-    """What tiles are asked for, but for the device."""
+    """What tiles of a pass over a map are asked for, but for the device."""
 
     role: str
     n: int
@@ -23,27 +26,66 @@ class Question(NamedTuple):
     maps: int = 1
     row: int = 0
 
+    @property
+    def entry(self) -> tuple[str, int]:
+        """What a table names it, and the batch."""
+        return _tables.key(self.role, *self[2:]), self.n
+
+
+class Product(NamedTuple):
+    """What the tile of a product is asked for, but for the device."""
+
+    m: int
+    j: int
+    k: int
+    itemsize: int
+    processors: int
+    role: str
+    right: torch.dtype
+
+    @property
+    def entry(self) -> tuple[str, int]:
+        return _tables.product_key(self.role, self.m, self.j, self.k, self.itemsize, self.right)
+
+
+Asked = Question | Product
+Answer = Config | Tile
+
 
 @contextmanager
-def recorded() -> Iterator[dict[Question, Config]]:
+def recorded() -> Iterator[dict[Asked, Answer]]:
     """Collects the configurations chosen inside the block."""
-    found: dict[Question, Config] = {}
-    choose = tuning.choose
+    found: dict[Asked, Answer] = {}
 
-    def watched(*args: Any) -> Config:
-        config = choose(*args)
-        found[_question(*args)] = config
-        return config
+    def noted(question: Asked, usual: Callable[[], Answer]) -> Answer:
+        found[question] = usual()
+        return found[question]
 
-    with _replay.off(), mock.patch.object(tuning, "choose", watched):
+    with _replay.off(), _choosing(noted):
         yield found
 
 
 @contextmanager
-def answered(question: Question, config: Config) -> Iterator[None]:
+def answered(question: Asked, config: Answer) -> Iterator[None]:
     """That configuration for one question, the usual ones for all others."""
-    choose = tuning.choose
-    with _replay.off(), mock.patch.object(tuning, "choose", lambda *args: config if _question(*args) == question else choose(*args)):
+    with _replay.off(), _choosing(lambda asked, usual: config if asked == question else usual()):
+        yield
+
+
+@contextmanager
+def _choosing(answer: Callable[[Asked, Callable[[], Answer]], Answer]) -> Iterator[None]:
+    """answer: the question, and a function that gives the usual answer -> an answer."""
+    choose, choose_tile = tuning.choose, _linear.choose
+
+    def chosen(*args: Any) -> Answer:
+        return answer(_question(*args), lambda: choose(*args))
+
+    def chosen_tile(m: int, j: int, k: int, itemsize: int, processors: int, device: Any = None, *rest: Any) -> Answer:
+        args = (m, j, k, itemsize, processors)
+        # without a device it is a matter of the launch that the product is a part of
+        return choose_tile(*args) if device is None else answer(Product(*args, *rest), lambda: choose_tile(*args, device, *rest))
+
+    with mock.patch.object(tuning, "choose", chosen), mock.patch.object(_linear, "choose", chosen_tile):
         yield
 
 
@@ -67,7 +109,10 @@ def for_batch(n: int) -> Iterator[list[int]]:
         yield found
 
 
-def describe(found: Mapping[Question, Config]) -> tuple[str, str]:
+def describe(found: Mapping[Asked, Answer]) -> tuple[str, str]:
     """The columns config and config_source."""
-    keys = {question.role: config.key for question, config in found.items()}
-    return " ".join(f"{role}={key}" for role, key in sorted(keys.items())), "+".join(sorted({config.source for config in found.values()}))
+    keys: dict[str, dict[str, None]] = {}
+    for question, config in found.items():
+        keys.setdefault(question.role, {})[config.key] = None
+    sources = {config.source for config in found.values()}
+    return " ".join(f"{role}={'/'.join(several)}" for role, several in sorted(keys.items())), "+".join(sorted(sources))

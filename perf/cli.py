@@ -160,7 +160,7 @@ def tune(
     budget: Annotated[float | None, typer.Option(help="seconds; the most important cases come first")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="overwrite the CSV instead of going on in it")] = False,
 ) -> None:
-    """Time tiles around the rule's for every pass and shape, and write those that are faster to a table. On several GPUs under torchrun."""
+    """Time tiles around the rule's for every pass, product and shape, and write those that are faster to a table. On several GPUs under torchrun."""
     from . import tune as tuner
 
     plan = cases.all_cases(

@@ -43,7 +43,7 @@ MODELS = (
     "samples",
 )
 TUNE = (
-    *("op", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "key", "config", "status", "max_err", "spill_bytes", "timer"),
+    *("op", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "key", "batch", "config", "status", "max_err", "spill_bytes", "timer"),
     *("ms_p50", "ms_p20", "ms_p80", "ratio", "noise"),
     *ENVIRONMENT,
     "samples",
@@ -62,7 +62,7 @@ IDENTITY = {
     CODEGEN: ("kernel", "config", "layout", "dtype", "target"),
     FEATURES: ("op",),
     MODELS: ("network", "provider", "execution", "mode", "dtype", "layout", "n", "size"),
-    TUNE: ("op", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "key", "config"),
+    TUNE: ("op", "mode", "dtype", "layout", "n", "c", "h", "w", "params", "key", "batch", "config"),
     HOST: ("op", "provider", "mode", "dtype", "layout", "n", "c", "h", "w", "params"),
     DIGITS: ("block", "seed", "epochs"),
 }
@@ -70,7 +70,7 @@ IDENTITY = {
 PLACE = ("device", "torch", "triton", "tritattn", "commit")
 # Everything else is text. Empty cells stay empty, never "nan".
 NUMBERS = frozenset(
-    "n c h w max_err ratio noise ms_p50 ms_p20 ms_p80 launches bytes_min gbps pct_copy copy_u peak_mb copy_gbps samples "
+    "n c h w batch max_err ratio noise ms_p50 ms_p20 ms_p80 launches bytes_min gbps pct_copy copy_u peak_mb copy_gbps samples "
     "read_u write_u total_u other_u dram_u bar_u floor_u registers spill_bytes shared_bytes map_load_bits map_store_bits "
     "host_us host_us_p20 host_us_p80 us us_p20 us_p80 "
     "size blocks images_s cost_us cost_pct seed epochs accuracy loss parameters seconds "

@@ -163,7 +163,7 @@ def print_tune(rows: Iterable[Mapping[str, str]], console: Console) -> None:
     for name in ("pass", "shapes", "tried", "best, mean", "best of all"):
         out.add_column(name, justify="left" if name == "pass" else "right", no_wrap=True)
     for role, group in table.groupby(table.key.str.split(" ").str[0], sort=False):
-        best = group[group.status == "ok"].groupby(["key", "n"]).ratio.min()
+        best = group[group.status == "ok"].groupby(["key", "batch"]).ratio.min()
         out.add_row(str(role), str(len(best)), str(len(group)), _number(geomean(best), ".3f"), _number(best.min(), ".3f"))
     console.print(out)
     _print_statuses(table, console, lambda row: f"{row.op} {row['mode']} {row.key} {row.config}")

@@ -1,7 +1,8 @@
-"""Tuning: for each pass and shape, tiles around those of the rule are timed beside them, and what is faster by more than the noise becomes a table.
+"""Tuning: for each pass and shape, and each product of an excite, tiles around those of the rule are timed beside them, and what is faster by more
+than the noise becomes a table.
 
-A pass is timed inside the ops that use it, since it is a part of their launches: the forward, the backward, or both where it occurs in both. Tiles
-must be right and must not spill more than the rule's; of several ops that share a pass at a shape, none may become slower.
+A pass or product is timed inside the ops that use it, since it is a part of them: the forward, the backward, or both where it occurs in both. Tiles
+must be right and must not spill more than the rule's; of several ops that share one at a shape, none may become slower.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from tritattn import _tables, tuning
+from tritattn import _linear, _tables, tuning
+from tritattn._linear import Tile
 from tritattn.tuning import Config, power_of_two
 
 from . import timing
 from .cases import Case
-from .choices import Question, answered, recorded
+from .choices import Answer, Asked, Product, Question, answered, recorded
 from .environment import environment, now
 from .runner import DeviceFailed, Row, Unit, clean, measure, status_of
 from .schema import PLACE, TUNE, cell, read
@@ -45,31 +47,56 @@ CHANGES: tuple[dict[str, float], ...] = (
     {"lag": 0},
     {"maxnreg": 0},
 )
+LIKELY, OTHERS = 8, 4  # tiles of a product, the fastest by the model of all, and of those that multiply where the rule's does not
+WARP_OPERANDS = 1536  # elements of a step that a warp of matrix units can split into parts without spilling
 
 
-def candidates(rule: Config, question: Question) -> list[Config]:
-    """The configurations to try, the rule's first; none beside it where programs wait for each other in groups, which have to fit on the device."""
+def candidates(rule: Answer, question: Asked) -> list[Answer]:
+    """The configurations to try, the rule's first."""
+    return _passes(rule, question) if isinstance(rule, Config) else _products(rule, question)  # type: ignore[arg-type]
+
+
+def _products(rule: Tile, question: Product) -> list[Answer]:
+    likely, sizes = _linear.likely(*question), dict(block_m=question.m, block_j=question.j, block_k=question.k)
+    tried = likely[:LIKELY] + [tile for tile in likely if tile.units != rule.units][:OTHERS]
+    for name in (*sizes, "splits"):
+        for factor in (_DOUBLED, _HALVED):
+            changed: dict[str, Any] = {name: int(getattr(rule, name) * factor)}
+            tile = replace(rule, **changed)
+            fits = all(getattr(tile, block) <= power_of_two(size) for block, size in sizes.items())
+            if fits and _tables.problem(question.entry[0], "1", fields_of(tile.key)) is None:
+                tried.append(tile)
+    # a warp for every 16 rows, so that none of them splits up another's into parts, as long as it has the registers
+    fewer = [replace(tile, num_warps=tile.block_m // 16) for tile in tried if tile.units and tile.block_m < 64]
+    tried += [tile for tile in fewer if (tile.block_m + tile.block_j) * tile.block_k <= WARP_OPERANDS * tile.num_warps]
+    return list({tile.key: tile for tile in (rule, *(replace(tile, source="tuned") for tile in tried if tile.key != rule.key))}.values())
+
+
+def _passes(rule: Config, question: Question) -> list[Answer]:
+    """None beside the rule's where programs wait for each other in groups, which have to fit on the device."""
     found = {rule.key: rule}
     for change in () if rule.group else CHANGES:
         values: dict[str, Any] = {name: int(getattr(rule, name) * factor) for name, factor in change.items()}
         config = replace(rule, source="tuned", **values)
         fits = config.block_c <= power_of_two(question.c) and config.block_p <= power_of_two(question.hw)
-        fits = fits and config.splits <= max(rule.splits, -(-question.hw // config.block_p))
-        if fits and _tables.problem(table_key(question), str(question.n), fields_of(config.key)) is None:
+        fits = fits and _tables.problem(question.entry[0], str(question.n), fields_of(config.key)) is None
+        if fits and config.splits <= max(rule.splits, -(-question.hw // config.block_p)):
             found.setdefault(config.key, config)
     return list(found.values())
 
 
-def table_key(question: Question) -> str:
-    role, _, *rest = question
-    return _tables.key(role, *rest)  # type: ignore[arg-type]
+KEYS = {
+    r"c(\d+)p(\d+)s(\d+)w(\d+)(?:l(\d+))?(?:r(\d+))?": _tables.FIELDS,
+    r"m(\d+)j(\d+)k(\d+)s(\d+)w(\d+)(u?)": _tables.PRODUCT_FIELDS,
+}
 
 
 def fields_of(key: str) -> dict[str, int]:
     """The fields that a configuration's key tells, all of them, so that an entry leaves none to the rule."""
-    match = re.fullmatch(r"c(\d+)p(\d+)s(\d+)w(\d+)(?:l(\d+))?(?:r(\d+))?", key)
-    assert match, key
-    return {name: int(value or 0) for name, value in zip(_tables.FIELDS, match.groups(), strict=True)}
+    for pattern, names in KEYS.items():
+        if match := re.fullmatch(pattern, key):
+            return {name: int((value or "0").replace("u", "1")) for name, value in zip(names, match.groups(), strict=True)}
+    raise ValueError(f"not the key of a configuration: {key}")
 
 
 @contextmanager
@@ -88,9 +115,9 @@ def compiled() -> Iterator[list[Any]]:
         yield found
 
 
-def asked(bench: Bench) -> dict[Question, tuple[Config, str]]:
+def asked(bench: Bench) -> dict[Asked, tuple[Answer, str]]:
     """Question -> the rule's answer, and the mode in which it is put."""
-    found: dict[Question, tuple[Config, str]] = {}
+    found: dict[Asked, tuple[Answer, str]] = {}
     for mode in ("fwd", "bwd"):
         call = bench.call("tritattn", mode)
         with recorded() as questions:
@@ -100,16 +127,17 @@ def asked(bench: Bench) -> dict[Question, tuple[Config, str]]:
     return found
 
 
-def compare(bench: Bench, question: Question, rule: Config, mode: str, samples: int, sample_ms: float) -> list[dict[str, Any]]:
+def compare(bench: Bench, question: Asked, rule: Answer, mode: str, samples: int, sample_ms: float) -> list[dict[str, Any]]:
     """The columns of every candidate: checked, and timed beside the rule."""
     call = bench.call("tritattn", mode)
+    key, batch = question.entry
     rows: dict[str, dict[str, Any]] = {}
     lanes: dict[str, timing.Lane] = {}
     for config in candidates(rule, question):
-        row: dict[str, Any] = {"mode": mode, "key": table_key(question), "config": config.key, "status": "ok"}
+        row: dict[str, Any] = {"mode": mode, "key": key, "batch": batch, "config": config.key, "status": "ok"}
         rows[config.key] = row
 
-        def changed(i: int, config: Config = config) -> Any:
+        def changed(i: int, config: Answer = config) -> Any:
             with answered(question, config):
                 return call(i)
 
@@ -132,9 +160,9 @@ def compare(bench: Bench, question: Question, rule: Config, mode: str, samples: 
         return list(rows.values())
     times = timing.measure(lanes, bench.device, samples=samples, sample_ms=sample_ms)
     base = times[rule.key]
-    for key, taken in times.items():
+    for name, taken in times.items():
         spreads = [(t.ms_p80 - t.ms_p20) / t.ms_p50 for t in (base, taken)]
-        rows[key].update(asdict(taken), ratio=taken.ms_p50 / base.ms_p50, noise=math.hypot(*spreads))
+        rows[name].update(asdict(taken), ratio=taken.ms_p50 / base.ms_p50, noise=math.hypot(*spreads))
     return list(rows.values())
 
 
@@ -158,11 +186,11 @@ def _measure(case: Case, device: str, samples: int, sample_ms: float, missing: S
 
 
 def winners(table: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
-    """The entries of a table of tiles: of each pass and shape the configuration with the best mean over the ops that use it, where that beats the
+    """The entries of a table of tiles: of each pass or product the configuration with the best mean over the ops that use it, where that beats the
     rule by more than `GAIN` and the noise, and makes none of them slower by more than the noise."""
     found: dict[str, dict[str, dict[str, int]]] = {}
-    for (key, n), group in table[table.key != ""].groupby(["key", "n"], sort=True):
-        uses = len(group[["op", "mode", "dtype", "c", "h", "w", "params"]].drop_duplicates())
+    for (key, batch), group in table[table.key != ""].groupby(["key", "batch"], sort=True):
+        uses = len(group[["op", "mode", "dtype", "layout", "n", "c", "h", "w", "params"]].drop_duplicates())
         best: tuple[float, str] = (1.0, "")
         for config, rows in group.groupby("config"):
             good = len(rows) == uses and (rows.status == "ok").all() and (rows.ratio <= 1 + rows.noise).all()
@@ -170,7 +198,7 @@ def winners(table: pd.DataFrame) -> dict[str, dict[str, dict[str, int]]]:
             if good and 1 - mean > max(GAIN, rows.noise.max()):
                 best = min(best, (mean, str(config)))
         if best[1]:
-            found.setdefault(str(key), {})[f"{n:.0f}"] = fields_of(best[1])
+            found.setdefault(str(key), {})[f"{batch:.0f}"] = fields_of(best[1])
     return found
 
 
@@ -186,8 +214,8 @@ def write_table(path: Path, table: pd.DataFrame, device: str, processors: int) -
     """Bring the table of tiles at `path` up to what was measured: entries of what was measured are replaced, others stay. Returns their number."""
     kept = kept_tiles(path, processors)
     tiles = {key: {str(n): entry for n, entry in batches.items()} for key, batches in kept.items()}
-    for key, n in table[table.key != ""][["key", "n"]].drop_duplicates().itertuples(index=False):
-        tiles.get(key, {}).pop(f"{n:.0f}", None)
+    for key, batch in table[table.key != ""][["key", "batch"]].drop_duplicates().itertuples(index=False):
+        tiles.get(key, {}).pop(f"{batch:.0f}", None)
     for key, batches in winners(table).items():
         tiles.setdefault(key, {}).update(batches)
     tiles = {key: dict(sorted(batches.items(), key=lambda entry: int(entry[0]))) for key, batches in sorted(tiles.items()) if batches}
@@ -212,7 +240,8 @@ def tune(
     budget: float | None = None,
     resume: bool = True,
 ) -> Path:
-    """Time the candidates of every pass of the cases, and write the table of tiles: `out`, or the one that the package brings for this device.
+    """Time the candidates of every pass and product of the cases, and write the table of tiles: `out`, or the one that the package brings for this
+    device.
 
     Under torchrun every process takes a share of the cases on a GPU of its own, with a CSV of its own beside `path`, and the first writes the table.
     """
@@ -223,7 +252,7 @@ def tune(
     torch.backends.cudnn.allow_tf32 = False
     units = []
     for case in cases[rank::world]:
-        finished = {**case.row(), "mode": "", "key": "", "config": FINISHED}
+        finished = {**case.row(), "mode": "", "key": "", "batch": None, "config": FINISHED}
         name = f"{case.op_name} {case.dtype} {case.layout} {'x'.join(map(str, case.shape))}"
         units.append(Unit(name, [finished], partial(_measure, case, device, samples, sample_ms)))
     options: dict[str, Any] = {"summary": print_tune, "budget": budget, "resume": resume}

@@ -1,7 +1,6 @@
 """Tables of tuned tiles: what they are named, when they count, what is refused, and what tuning writes into one."""
 
 import json
-import re
 import types
 import warnings
 
@@ -9,12 +8,15 @@ import pandas as pd
 import pytest
 import torch
 
-from tritattn import _tables, tuning
+from tritattn import _linear, _tables, tuning
 
 KEY = "tile 2 channels_last c256 hw3136 maps1 row0"
 TILES = {"block_c": 64, "block_p": 64, "num_warps": 4}
 GPU = torch.device("cuda", 0)
 QUESTION = ("tile", 256, 256, 3136, 2, True, GPU)
+PRODUCT_KEY = "linear 4 bfloat16 j128 k2048"
+PRODUCT_TILE = {"block_m": 16, "block_j": 32, "block_k": 64, "splits": 4, "num_warps": 2, "units": 1}
+PRODUCT = (256, 128, 2048, 4, 132, GPU, "linear", torch.bfloat16)
 
 
 @pytest.fixture
@@ -74,6 +76,27 @@ def test_the_order_of_sources(folder):
     assert tuning.choose("tile", 256, 256, 3136, 2, True, torch.device("cpu")).source == "rule"
 
 
+def test_the_order_of_sources_of_a_products_tile(folder):
+    rule = _linear.choose(*PRODUCT)
+    assert rule.source == "rule"
+    write(folder / "bundled", {PRODUCT_KEY: {"256": PRODUCT_TILE}, "weights 4 float32 m128 j2048": {"256": PRODUCT_TILE}})
+    _tables.tables.cache_clear()
+    bundled = _linear.Tile(16, 32, 64, 4, True, 2, "tuned")
+    assert _linear.choose(*PRODUCT) == bundled and bundled.units is True and _linear.choose(*PRODUCT).args["num_warps"] == 2
+    assert _linear.choose(128, 2048, 512, 4, 132, GPU, "weights") == bundled
+    write(folder, {PRODUCT_KEY: {"512": PRODUCT_TILE | {"block_m": 32}}})
+    _tables.tables.cache_clear()
+    # a batch within a factor of two, of this product alone: of those sizes, types and kind, on that device, and not a part of another launch
+    assert [_linear.choose(m, *PRODUCT[1:]).block_m for m in (256, 1024)] == [32, 32] and _linear.choose(128, *PRODUCT[1:]) == bundled
+    for i, other in {0: 1025, 1: 256, 2: 1024, 3: 8, 5: torch.device("cpu"), 6: "weights", 7: torch.float32}.items():
+        assert _linear.choose(*PRODUCT[:i], other, *PRODUCT[i + 1 :]).source == "rule"
+    assert _linear.choose(*PRODUCT[:5]).source == "rule"
+    forced = _linear.Tile(16, 16, 16)
+    with tuning.forced(tile=forced):
+        assert _linear.choose(*PRODUCT) is forced and _linear.choose(*PRODUCT[:5]) is forced and tuning.is_forced()
+    assert _linear.choose(*PRODUCT).block_m == 32 and not tuning.is_forced()
+
+
 def test_groups_of_waiting_programs_are_the_rules(folder):
     question = ("pixel", 256, 1024, 196, 2, False)
     write(folder, {_tables.key(question[0], *question[2:]): {"256": TILES}})
@@ -89,7 +112,7 @@ def test_the_nearest_batch_within_a_factor_of_two(n, expected):
 @pytest.mark.parametrize(
     "header, words",
     [
-        ({"schema": 0}, "schema 0, not 1"),
+        ({"schema": 1}, f"schema 1, not {_tables.SCHEMA}"),
         ({"triton": "3.5"}, "triton 3.5, not 3.6"),
         ({"processors": 114}, "processors 114, not 132"),
         ({"tiles": []}, "cannot be read"),
@@ -126,6 +149,17 @@ def test_where_tiles_come_from(folder):
         (KEY, "256", TILES | {"splits": 0}),
         (KEY, "256", TILES | {"lag": -1}),
         (KEY, "256", TILES | {"maxnreg": 300}),
+        (PRODUCT_KEY.replace("j128", "m128"), "256", PRODUCT_TILE),
+        (PRODUCT_KEY.replace("bfloat16", "int8"), "256", PRODUCT_TILE),
+        (PRODUCT_KEY, "256", TILES),
+        (PRODUCT_KEY, "256", {name: value for name, value in PRODUCT_TILE.items() if name != "units"}),
+        (PRODUCT_KEY, "256", PRODUCT_TILE | {"block_j": 24}),
+        (PRODUCT_KEY, "256", PRODUCT_TILE | {"block_k": 1024}),
+        (PRODUCT_KEY, "256", PRODUCT_TILE | {"num_warps": 64}),
+        (PRODUCT_KEY, "256", PRODUCT_TILE | {"splits": 0}),
+        (PRODUCT_KEY, "256", PRODUCT_TILE | {"units": 2}),
+        (PRODUCT_KEY, "256", PRODUCT_TILE | {"block_m": 8}),
+        (PRODUCT_KEY.replace("4 bfloat16", "8 float64"), "256", PRODUCT_TILE),
     ],
 )
 def test_an_entry_that_cannot_be_used_is_left_out(folder, key, n, tiles):
@@ -134,6 +168,7 @@ def test_an_entry_that_cannot_be_used_is_left_out(folder, key, n, tiles):
     with pytest.warns(RuntimeWarning, match="tiles come from elsewhere"):
         assert tuning.choose(*QUESTION).source == "rule"
     assert tuning.choose(*QUESTION[:3], 784, *QUESTION[4:]).source == "tuned"
+    assert _linear.choose(*PRODUCT).source == "rule"
 
 
 def test_bundled_tables():
@@ -147,9 +182,9 @@ def test_bundled_tables():
 # -- what tuning writes -------------------------------------------------------------------------------------------------------------------------
 
 
-def rows(ratio, *, config, op="se", noise=0.01, key=KEY, status="ok", n=256, c=256, dtype="bf16"):
-    measured = {"key": key, "config": config, "status": status, "ratio": ratio, "noise": noise}
-    return {"op": op, "mode": "fwd", "dtype": dtype, "n": n, "c": c, "h": 56, "w": 56, "params": "{}", **measured}
+def rows(ratio, *, config, op="se", noise=0.01, key=KEY, status="ok", n=256, c=256, dtype="bf16", layout="channels_last", batch=None):
+    measured = {"key": key, "batch": batch or n, "config": config, "status": status, "ratio": ratio, "noise": noise}
+    return {"op": op, "mode": "fwd", "dtype": dtype, "layout": layout, "n": n, "c": c, "h": 56, "w": 56, "params": "{}", **measured}
 
 
 RULE = rows(1.0, config="c128p32s1w8")
@@ -168,6 +203,9 @@ RULE = rows(1.0, config="c128p32s1w8")
         # one pass at several sites of an op, and in several dtypes of one size
         ([rows(0.9, config="c64p64s1w8"), rows(0.8, config="c64p64s1w8", c=512), rows(1.0, config="c128p32s1w8", c=512)], "c64p64s1w8"),
         ([rows(0.9, config="c64p64s1w8"), rows(0.8, config="c64p64s1w8", dtype="fp16")], "c64p64s1w8"),
+        # one product in both layouts, and of two batches whose rows are as many
+        ([rows(0.9, config="m16j16k32s2w1u"), rows(0.8, config="m16j16k32s2w1u", layout="contiguous")], "m16j16k32s2w1u"),
+        ([rows(0.9, config="m16j16k32s2w4"), rows(1.1, config="m16j16k32s2w4", n=128, batch=256)], None),
     ],
 )
 def test_winners(found, expected):
@@ -187,7 +225,7 @@ def test_a_table_is_brought_up_to_date(folder):
     assert tune.write_table(path, pd.DataFrame([RULE, rows(1.0, config="c64p64s1w8")]), "NVIDIA H200", 132) == 2
     found = json.loads(path.read_text())
     assert found["tiles"] == {other: {"256": TILES}, KEY: {"32": TILES}} and found["device"] == "NVIDIA H200" and found["triton"] == "3.6"
-    table = pd.DataFrame([RULE, rows(0.8, config="c64p64s1w8"), {**RULE, "n": 1}, rows(0.7, config="c2p2s1w1", n=1)])
+    table = pd.DataFrame([RULE, rows(0.8, config="c64p64s1w8"), {**RULE, "n": 1, "batch": 1}, rows(0.7, config="c2p2s1w1", n=1)])
     assert tune.write_table(path, table, "NVIDIA H200", 132) == 4
     assert list(_tables.read(path, 132)[0][KEY]) == [1, 32, 256] and _tables.read(path, 132)[1] == []
     assert not list(folder.glob("*.tmp"))
@@ -199,12 +237,34 @@ def test_candidates_are_around_the_rule():
     from perf.choices import Question
 
     question = Question("ticket", 256, 256, 3136, 2, False)
+    assert question.entry == ("ticket 2 contiguous c256 hw3136 maps1 row0", 256)
     rule = tuning.choose(*question[:6], torch.device("cpu"))
     found = tune.candidates(rule, question)
     assert found[0] is rule and len({config.key for config in found}) == len(found) > 10
     assert {0, rule.lag // 2, rule.lag, 2 * rule.lag} == {config.lag for config in found} and 0 in {config.maxnreg for config in found}
     for config in found:
         assert config.block_c <= 256 and tune.fields_of(config.key).items() <= vars(config).items()
-        assert re.fullmatch(_tables._KEY, tune.table_key(question))
+        assert _tables.problem(question.entry[0], "256", tune.fields_of(config.key)) is None
+    single = Question("tile", 256, 256, 1, 2, False)  # position, which has no half
+    assert all(config.block_p == 1 for config in tune.candidates(tuning.choose(*single[:6], torch.device("cpu")), single))
     pixels = Question("pixel", 256, 1024, 196, 2, False)
     assert len(tune.candidates(tuning.choose(*pixels[:6], torch.device("meta")), pixels)) == 1
+
+
+@pytest.mark.parametrize("sizes", [(256, 128, 2048), (2048, 2048, 64), (1, 128, 2048), (20, 16, 64)], ids=str)
+@pytest.mark.parametrize(("role", "right"), [("linear", torch.bfloat16), ("both_weights", torch.float32), ("weights", torch.float64)])
+def test_candidates_of_a_product(sizes, role, right):
+    pytest.importorskip("triton")
+    from perf import tune
+    from perf.choices import Product
+
+    itemsize = max(4, right.itemsize)
+    question = Product(*sizes, itemsize, 132, role, right)
+    rule = _linear.choose(*question[:5], torch.device("cpu"), *question[5:])
+    found = tune.candidates(rule, question)
+    key, batch = question.entry
+    assert found[0] is rule and len({tile.key for tile in found}) == len(found) > 2
+    assert {tile.units for tile in found} == ({True, False} if itemsize == 4 and min(sizes) >= 16 else {False})
+    for tile in found:
+        assert tune.fields_of(tile.key).items() <= vars(tile).items() and _tables.problem(key, str(batch), tune.fields_of(tile.key)) is None
+    assert any(tile.num_warps < 4 for tile in found) == (True in {tile.units for tile in found})

@@ -113,6 +113,17 @@ def test_tiles_of_a_product(sizes):
     assert _linear.choose(*sizes, 4, 132).units == (min(sizes) >= 16)
 
 
+def test_what_the_model_of_products_knows_of_a_launch():
+    """Two-byte operands are half as much to load, those of bf16 half of the products on matrix units; two products share the multiprocessors."""
+    sizes = (256, 2048, 128)
+    for units in (True, False):
+        bf16, fp16, fp32 = (_linear.Tile(32, 32, 32, units=units).time(*sizes, 4, 132, right) for right in (torch.bfloat16, torch.float16, None))
+        assert fp16 < fp32 and (bf16 < fp16 if units else bf16 == fp16)
+    asked = (("both_weights", 132), ("weights", 66), ("weights", 132))
+    both, halved, one = (_linear.choose(256, 1024, 256, 4, processors, None, role) for role, processors in asked)
+    assert both == halved != one
+
+
 def test_long_sums_are_cut_where_there_are_few_programs():
     assert _linear.choose(256, 128, 2048, 4, 132).splits > 1
     assert _linear.choose(256, 2048, 128, 4, 132).splits == 1

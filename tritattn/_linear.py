@@ -1,4 +1,6 @@
-"""Tiles of the excite's products: (M, J, K, type, device) -> Tile, a pure function.
+"""Tiles of the excite's products: (sizes, types, device) -> Tile, a pure function.
+
+As for the passes over a map (tuning.py) what is forced comes first, then the tables, then a rule.
 
 Products this small wait more than they compute, so the tiles are those that take the least time in a model of it: of each program the first access to
 memory and a wait per step, of each multiprocessor what all of its programs load and multiply, and of the ranges of k that follow each other their
@@ -9,12 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
+import torch
+
+from . import _tables, tuning
 from .tuning import options, power_of_two
 
 FIRST, STEP, ARRIVAL = 1.0, 0.25, 1.5  # a first access, a step whose loads are under way, an atomic and what is read after it
 LOADED = 40_000  # bytes that a multiprocessor loads from L2
 MULTIPLIED = {True: 300_000, False: 60_000}  # products that it adds, on matrix units of eight in bf16 each, or without
+OF_BF16 = 2  # times as many on matrix units where one operand is of bf16, and four do
 TOGETHER = 4  # programs on it at once
 PRODUCTS = 8192  # that a program without matrix units has in registers at once
 
@@ -28,6 +35,12 @@ class Tile:
     block_k: int
     splits: int = 1
     units: bool = False
+    num_warps: int = 4
+    source: str = "rule"
+
+    @property
+    def key(self) -> str:
+        return f"m{self.block_m}j{self.block_j}k{self.block_k}s{self.splits}w{self.num_warps}" + "u" * self.units
 
     @property
     def cut(self) -> tuple[int, int, int, int, bool]:
@@ -38,7 +51,7 @@ class Tile:
     def args(self) -> dict[str, int | bool]:
         """The tile as kernels take it, and beside it a limit of registers that leaves two programs on a multiprocessor or more."""
         tile = dict(BLOCK_M=self.block_m, BLOCK_J=self.block_j, BLOCK_K=self.block_k, SPLITS=self.splits, UNITS=self.units)
-        return {**tile, **options(4, 248 if self.block_m * self.block_j == 4096 else 168)}
+        return {**tile, **options(self.num_warps, 248 if self.block_m * self.block_j >= 1024 * self.num_warps else 168)}
 
     @property
     def slot(self) -> int:
@@ -48,22 +61,44 @@ class Tile:
     def programs(self, m: int, j: int) -> int:
         return -(-m // self.block_m) * -(-j // self.block_j) * self.splits
 
-    def time(self, m: int, j: int, k: int, itemsize: int, processors: int) -> float:
-        """What the model says, in microseconds."""
+    def time(self, m: int, j: int, k: int, itemsize: int, processors: int, right: torch.dtype | None = None) -> float:
+        """What the model says, in microseconds. right: the right operand's type, where it is not the sums'."""
         programs = self.programs(m, j)
         shared = -(-programs // processors)
         steps = -(-k // (self.block_k * self.splits))
-        step = (self.block_m + self.block_j) * self.block_k * itemsize / LOADED
-        step += self.block_m * self.block_j * self.block_k / MULTIPLIED[self.units]
+        step = (self.block_m * itemsize + self.block_j * (right.itemsize if right else itemsize)) * self.block_k / LOADED
+        step += self.block_m * self.block_j * self.block_k / MULTIPLIED[self.units] / (OF_BF16 if self.units and right == torch.bfloat16 else 1)
         found = -(-shared // TOGETHER) * (FIRST + steps * STEP) + shared * steps * step
         if self.splits > 1:
             found += ARRIVAL + self.splits * self.block_m * self.block_j * itemsize / LOADED
         return found
 
 
+def choose(
+    m: int, j: int, k: int, itemsize: int, processors: int, device: torch.device | None = None, role: str = "linear", right: torch.dtype | None = None
+) -> Tile:  # fmt: skip
+    """The tile of a product [m, k] x [k, j] whose sums take `itemsize` bytes.
+
+    role: "linear" is of a batch's rows, "weights" a gradient of weights, whose terms are the batch's, and "both_weights" is two of these in one
+    launch, the second [j, m]. device: whose tables count; none for a product that is a part of another launch. right: the right operand's type, by
+    default the sums'.
+    """
+    if tuning.forced_tile is not None:
+        return tuning.forced_tile
+    right = right or (torch.float64 if itemsize == 8 else torch.float32)
+    tuned = None if device is None else _tables.lookup(device, *_tables.product_key(role, m, j, k, itemsize, right))
+    if tuned is None:
+        return _rule(m, j, k, itemsize, processors, role, right)
+    return Tile(**{**tuned, "units": bool(tuned["units"])}, source="tuned")  # type: ignore[arg-type]
+
+
 @lru_cache(maxsize=4096)
-def choose(m: int, j: int, k: int, itemsize: int, processors: int) -> Tile:
-    """The tile of a product [m, k] x [k, j] whose sums take `itemsize` bytes."""
+def _rule(*question: Any) -> Tile:
+    return likely(*question)[0]
+
+
+def likely(m: int, j: int, k: int, itemsize: int, processors: int, role: str, right: torch.dtype) -> list[Tile]:
+    """The tiles that the rule chooses from, those first that take the least time in the model."""
     m_block, j_block, k_block = (power_of_two(size) for size in (m, j, k))
     sizes = (16, 32, 64)
     tiles = []
@@ -73,8 +108,9 @@ def choose(m: int, j: int, k: int, itemsize: int, processors: int) -> Tile:
         if itemsize == 4 and min(m, j, k) >= 16:
             # what two fp32 operands are split into takes registers
             tiles += [Tile(block_m, block_j, block_k, units=True) for block_k in (32, 64) if (block_m + block_j) * block_k <= 4096]
-    cut = [Tile(t.block_m, t.block_j, t.block_k, 1 << s, t.units) for t in tiles for s in range(6) if t.block_k << s < t.block_k + k]
-    return min(cut, key=lambda tile: tile.time(m, j, k, itemsize, processors))
+    cut = {Tile(t.block_m, t.block_j, t.block_k, 1 << s, t.units): None for t in tiles for s in range(6) if t.block_k << s < t.block_k + k}
+    share = processors // 2 if role == "both_weights" else processors
+    return sorted(cut, key=lambda tile: tile.time(m, j, k, itemsize, share, right))
 
 
 @lru_cache(maxsize=4096)

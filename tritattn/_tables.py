@@ -1,9 +1,11 @@
 """Tuned tiles: what `python -m perf tune` found to be faster than the rule on one kind of device, kept in a file named after it.
 
-{"schema": 1, "device": "NVIDIA H200", "processors": 132, "triton": "3.6", "tiles": {"tile 2 channels_last c256 hw3136 maps1 row0": {"256": {...}}}}
+{"schema": 2, "device": "NVIDIA H200", "processors": 132, "triton": "3.6", "tiles": {
+    "tile 2 channels_last c256 hw3136 maps1 row0": {"256": {...}}, "linear 4 bfloat16 j128 k2048": {"256": {...}}}}
 
-By pass and shape, then by batch: an entry stands for batches of up to twice and down to half its own, the nearest one in question. A file of another
-schema, number of multiprocessors or Triton is left out as a whole, because its times say nothing there.
+By pass and shape, or product and sizes, then by batch: an entry stands for batches of up to twice and down to half its own, the nearest one in
+question. A file of another schema, number of multiprocessors or Triton is left out as a whole, because its times say nothing there. Schema 1 had no
+products, and its readers would have taken them for mistakes.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from typing import Any
 
 import torch
 
-SCHEMA = 1
+SCHEMA = 2
 BUNDLED = Path(__file__).parent / "tuned"
 VARIABLE = "TRITATTN_CONFIG_DIR"  # a folder of tables that come before the bundled ones
 FIELDS = ("block_c", "block_p", "splits", "num_warps", "lag", "maxnreg")  # of tuning.Config
+PRODUCT_FIELDS = ("block_m", "block_j", "block_k", "splits", "num_warps", "units")  # of _linear.Tile
 _KEY = re.compile(r"([a-z_]+) ([1248]) (contiguous|channels_last) c(\d+) hw(\d+) maps(\d+) row(\d+)")
+_TYPES = r"[48] (bfloat16|float16|float32|float64)"
+_PRODUCT_KEY = re.compile(rf"linear {_TYPES} j\d+ k\d+|(both_)?weights {_TYPES} m\d+ j\d+")
 # what a name says beside the device: vendors, form factors, memory
 _WORDS = re.compile(r"nvidia|amd|geforce|instinct|tesla|sxm\d*|pcie|hbm\d*e?|\d+gb")
 
@@ -41,16 +46,41 @@ def key(role: str, c: int, hw: int, itemsize: int, channels_last: bool, maps: in
     return f"{role} {itemsize} {'channels_last' if channels_last else 'contiguous'} c{c} hw{hw} maps{maps} row{row}"
 
 
+def product_key(role: str, m: int, j: int, k: int, itemsize: int, right: torch.dtype) -> tuple[str, int]:
+    """And the batch: the terms of a gradient of weights, the rows of another product."""
+    sizes, batch = (f"j{j} k{k}", m) if role == "linear" else (f"m{m} j{j}", k)
+    return f"{role} {itemsize} {str(right).removeprefix('torch.')} {sizes}", batch
+
+
 def _power_of_two(value: int) -> bool:
     return value > 0 and not value & (value - 1)
 
 
 def problem(text: str, n: str, tiles: Any) -> str | None:
     """Why an entry cannot be used, if it cannot. Whatever passes gives right results; a compiler may still refuse it."""
-    if not _KEY.fullmatch(text) or not n.isdecimal():
-        return "is not a pass, shape and batch"
-    if not isinstance(tiles, dict) or not tiles.keys() <= set(FIELDS) or any(type(value) is not int for value in tiles.values()):
-        return f"is not integers named {', '.join(FIELDS)}"
+    product = _PRODUCT_KEY.fullmatch(text)
+    if not (product or _KEY.fullmatch(text)) or not n.isdecimal():
+        return "is not a pass and shape, or product and sizes, and batch"
+    fields = PRODUCT_FIELDS if product else FIELDS
+    if not isinstance(tiles, dict) or not tiles.keys() <= set(fields) or any(type(value) is not int for value in tiles.values()):
+        return f"is not integers named {', '.join(fields)}"
+    return _product_problem(tiles, int(text.split()[1])) if product else _pass_problem(tiles)
+
+
+def _product_problem(tiles: Tiles, itemsize: int) -> str | None:
+    if tiles.keys() != set(PRODUCT_FIELDS):
+        return "is not a whole tile"  # what it lacks the rule would choose for another
+    blocks = [tiles[name] for name in ("block_m", "block_j", "block_k")]
+    if not all(map(_power_of_two, (*blocks, tiles["num_warps"]))) or math.prod(blocks) > 1 << 18 or tiles["num_warps"] > 32:
+        return "has blocks or warps that are no powers of two, or too large"
+    if not 1 <= tiles["splits"] <= 1 << 10 or tiles["units"] not in (0, 1):
+        return "is out of range"
+    if tiles["units"] and (itemsize > 4 or min(blocks) < 16):
+        return "is not for matrix units"
+    return None
+
+
+def _pass_problem(tiles: Tiles) -> str | None:
     blocks = [tiles.get(name, 1) for name in ("block_c", "block_p", "num_warps")]
     if not all(map(_power_of_two, blocks)) or blocks[0] * blocks[1] > 1 << 16 or blocks[2] > 32:
         return "has blocks or warps that are no powers of two, or too large"
@@ -131,12 +161,10 @@ def nearest(batches: Mapping[int, Tiles], n: int) -> Tiles | None:
     return batches[distances[0][1]] if distances and distances[0][0] <= 1 else None
 
 
-def lookup(
-    device: torch.device, role: str, n: int, c: int, hw: int, itemsize: int, channels_last: bool, maps: int, row: int
-) -> Tiles | None:  # fmt: skip
-    """Tuned tiles for what `tuning.choose` is asked; a pure function of that and of the files."""
+def lookup(device: torch.device, text: str, n: int) -> Tiles | None:
+    """Tuned tiles for a key and a batch; a pure function of these and of the files."""
     for table in tables(device):
-        found = nearest(table.get(key(role, c, hw, itemsize, channels_last, maps, row), {}), n)
+        found = nearest(table.get(text, {}), n)
         if found is not None:
             return found
     return None

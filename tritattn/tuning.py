@@ -76,23 +76,25 @@ def options(num_warps: int, maxnreg: int) -> dict[str, int]:
 
 
 _forced: dict[str, Any] = {}
+forced_tile: Any = None  # of every product
 epoch = 0  # how often the same arguments have begun to give other tiles
 
 
 def is_forced() -> bool:
-    return bool(_forced)
+    return bool(_forced) or forced_tile is not None
 
 
 @contextmanager
-def forced(**fields: int) -> Iterator[None]:
-    """Override fields of every Config inside the block; for tests and for tuning."""
-    global _forced
-    saved, _forced = _forced, {**_forced, **fields}
+def forced(tile: Any = None, **fields: int) -> Iterator[None]:
+    """Override fields of every Config inside the block, and the _linear.Tile of every product; for tests and for tuning."""
+    global _forced, forced_tile
+    saved = _forced, forced_tile
+    _forced, forced_tile = {**_forced, **fields}, tile or forced_tile
     choose.cache_clear()
     try:
         yield
     finally:
-        _forced = saved
+        _forced, forced_tile = saved
         choose.cache_clear()
 
 
@@ -182,7 +184,7 @@ def choose(
     if _forced:
         return replace(config, source="forced", **_forced)
     # how many programs may wait for each other is no matter of speed
-    tuned = None if config.group else _tables.lookup(device, role, n, c, hw, itemsize, channels_last, maps, row)
+    tuned = None if config.group else _tables.lookup(device, _tables.key(role, c, hw, itemsize, channels_last, maps, row), n)
     return config if tuned is None else replace(config, source="tuned", **tuned)  # type: ignore[arg-type]
 
 

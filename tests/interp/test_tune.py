@@ -17,6 +17,8 @@ from perf.timing import CpuLane, Timing
 from tritattn import _tables, tuning
 
 CASE = make_case("ge", "fp32", "contiguous", 2, Site(1, 8, 4, 4, 2))
+EXCITED = make_case("ese", "bf16", "contiguous", 16, Site(1, 16, 1, 1, 2))
+PASS, PRODUCT = ("tile 4 contiguous c8 hw16 maps1 row0", 2), ("linear 4 bfloat16 j16 k16", 16)
 
 
 @pytest.fixture
@@ -32,11 +34,12 @@ def clock(monkeypatch):
     return fast
 
 
-def test_tune(clock, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("case", "entry"), [(CASE, PASS), (EXCITED, PRODUCT)], ids=["pass", "product"])
+def test_tune(clock, tmp_path, monkeypatch, case, entry):
     path, out = tmp_path / "t.csv", tmp_path / "here.json"
     with recorded() as found:
-        Bench(CASE, "cpu").call("tritattn", "fwd")(0)
-    question, rule = next((question, config) for question, config in found.items() if question.role == "tile")
+        Bench(case, "cpu").call("tritattn", "fwd")(0)
+    question, rule = next((question, config) for question, config in found.items() if question.entry == entry)
     tried = tune.candidates(rule, question)
     wanted, wrong, spilling = tried[1:4]
     clock += [wanted.key, wrong.key, spilling.key]
@@ -55,23 +58,24 @@ def test_tune(clock, tmp_path, monkeypatch):
     def compiled():
         yield [Kernel()]
 
+    asked = tune.asked
+    monkeypatch.setattr(tune, "asked", lambda bench: {one: answer for one, answer in asked(bench).items() if one == question})
     monkeypatch.setattr(tune, "answered", noted)
     monkeypatch.setattr(tune, "compiled", compiled)
     monkeypatch.setattr(Bench, "error", lambda bench, *args: (1.0, False) if current[0] == wrong.key else check(bench, *args))
-    tune.tune([CASE], path, "cpu", Console(quiet=True), out=out)
+    tune.tune([case], path, "cpu", Console(quiet=True), out=out)
     table = read(path, TUNE)
-    rows = table[table.key == tune.table_key(question)].set_index("config")
+    rows = table[(table.key == entry[0]) & (table.batch == entry[1])].set_index("config")
     assert list(rows.index) == [config.key for config in tried] and set(rows["mode"]) == {"fwd_bwd"}
     assert rows.ratio[wanted.key] == 0.5 and rows.ratio[rule.key] == 1 and set(rows.status) == {"ok", "wrong", "spills"}
     refused = rows.loc[[wrong.key, spilling.key]]
     assert list(refused.status) == ["wrong", "spills"] and refused.ms_p50.isna().all() and list(refused.spill_bytes) == [0, 8]
     assert table.config.iloc[-1] == tune.FINISHED and table.status.iloc[-1] == "ok"
-    entry = {tune.table_key(question): {"2": tune.fields_of(wanted.key)}}
-    assert json.loads(out.read_text())["tiles"].items() >= entry.items()
+    assert json.loads(out.read_text())["tiles"][entry[0]] == {str(entry[1]): tune.fields_of(wanted.key)}
 
     before = path.read_text()
     monkeypatch.setattr(tune, "Bench", None)  # nothing is measured again
-    tune.tune([CASE], path, "cpu", Console(quiet=True), out=out)
+    tune.tune([case], path, "cpu", Console(quiet=True), out=out)
     assert path.read_text() == before
 
     monkeypatch.setattr(Bench, "error", check)
@@ -80,7 +84,7 @@ def test_tune(clock, tmp_path, monkeypatch):
     tuning.choose.cache_clear()
     try:
         with recorded() as found:
-            bench = Bench(CASE, "cpu")
+            bench = Bench(case, "cpu")
             assert bench.error("fwd_bwd", bench.call("tritattn", "fwd_bwd")(0))[1]
         assert found[question].source == "tuned" and found[question].key == wanted.key
     finally:

@@ -268,7 +268,7 @@ def backward(
     step = c if rows == k else image
     if need_w1 and need_w2:
         grads = [None if t is None else t.new_empty(t.shape) for t in (w1, b1, w2, b2)]
-        programs, args = _tiles(m, r, c, n, two=True)
+        programs, args = _tiles(m, (r, c, n), "both_weights", dlogits)
         kernels().mlp_weights_bwd_kernel[(programs,)](
             saved.z, saved.hidden, dh, dlogits, *grads, N=n, C=c, R=r, z_k=step, K=k, HIDDEN=spec.hidden, HAS_B1=b1 is not None,
             HAS_B2=b2 is not None, **args,
@@ -288,7 +288,7 @@ def _weight_grads(
     rows, columns, _ = sizes
     dw = w.new_empty(w.shape)
     dbias = bias.new_empty(bias.shape) if bias is not None else None
-    linear(m, left, right, dw, sizes, b=(1, columns), to=(1, rows), total=dbias, **options)
+    linear(m, left, right, dw, sizes, b=(1, columns), to=(1, rows), total=dbias, role="weights", **options)
     return dw, dbias
 
 
@@ -296,10 +296,10 @@ def linear(
     m: Map, left: Tensor, right: Tensor, out: Tensor, sizes: tuple[int, int, int], *, a: tuple[int, int, int], b: tuple[int, int],
     to: tuple[int, int],
     q: int = 1, a_div: int = 1, activation: str = "none", bias: Tensor | None = None, scale: int = 1, h: Tensor | None = None, grad: str = "none",
-    total: Tensor | None = None,
+    total: Tensor | None = None, role: str = "linear",
 ) -> None:  # fmt: skip
     """kernels.excite.linear_kernel: sizes (M, J, K), strides a of left (m, k, q), b of right (j, k), to of out (m, j)."""
-    programs, args = _tiles(m, *sizes)
+    programs, args = _tiles(m, sizes, role, right)
     kernels().linear_kernel[(programs,)](
         left, right, bias, h, out, total, M=sizes[0], J=sizes[1], K=sizes[2], a_m=a[0], a_k=a[1], a_q=a[2], b_j=b[0], b_k=b[1], out_m=to[0],
         out_j=to[1], bias_scale=scale, Q=q, A_DIV=a_div, A_ACTIVATION=activation, OUT_GRAD=grad, HAS_BIAS=bias is not None,
@@ -307,10 +307,10 @@ def linear(
     )  # fmt: skip
 
 
-def _tiles(m: Map, rows: int, columns: int, terms: int, two: bool = False) -> tuple[int, dict[str, Any]]:
-    """(programs, arguments) of a launch of a product with sums of so many terms; two: and of another with rows and columns exchanged."""
-    tile = _linear.choose(rows, columns, terms, m.acc.itemsize, tuning.processors(m.x.device))
-    programs = (1 + two) * tile.programs(rows, columns)
+def _tiles(m: Map, sizes: tuple[int, int, int], role: str, right: Tensor) -> tuple[int, dict[str, Any]]:
+    """(programs, arguments) of a launch of a product (M, J, K), or of two; see _linear.choose."""
+    tile = _linear.choose(*sizes, m.acc.itemsize, tuning.processors(m.x.device), m.x.device, role, right.dtype)
+    programs = (2 if role == "both_weights" else 1) * tile.programs(*sizes[:2])
     part, counter = None, None
     if tile.splits > 1:
         part = m.small(programs, max((tile.block_m + 1) * tile.block_j, (tile.block_j + 1) * tile.block_m))
