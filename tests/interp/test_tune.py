@@ -18,7 +18,7 @@ from tritattn import _tables, tuning
 
 CASE = make_case("ge", "fp32", "contiguous", 2, Site(1, 8, 4, 4, 2))
 EXCITED = make_case("ese", "bf16", "contiguous", 16, Site(1, 16, 1, 1, 2))
-PASS, PRODUCT = ("tile 4 contiguous c8 hw16 maps1 row0", 2), ("linear 4 bfloat16 j16 k16", 16)
+PASS, PRODUCT = ("tile 4 contiguous c8 hw16 maps1 row0", 2), ("weights 4 float32 m16 j16", 16)
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def clock(monkeypatch):
     return fast
 
 
-@pytest.mark.parametrize(("case", "entry"), [(CASE, PASS), (EXCITED, PRODUCT)], ids=["pass", "product"])
-def test_tune(clock, tmp_path, monkeypatch, case, entry):
+@pytest.mark.parametrize(("case", "entry", "mode"), [(CASE, PASS, "fwd_bwd"), (EXCITED, PRODUCT, "bwd")], ids=["pass", "product"])
+def test_tune(clock, tmp_path, monkeypatch, case, entry, mode):
     path, out = tmp_path / "t.csv", tmp_path / "here.json"
     with recorded() as found:
-        Bench(case, "cpu").call("tritattn", "fwd")(0)
+        Bench(case, "cpu").call("tritattn", mode)(0)
     question, rule = next((question, config) for question, config in found.items() if question.entry == entry)
     tried = tune.candidates(rule, question)
     wanted, wrong, spilling = tried[1:4]
@@ -66,7 +66,7 @@ def test_tune(clock, tmp_path, monkeypatch, case, entry):
     tune.tune([case], path, "cpu", Console(quiet=True), out=out)
     table = read(path, TUNE)
     rows = table[(table.key == entry[0]) & (table.batch == entry[1])].set_index("config")
-    assert list(rows.index) == [config.key for config in tried] and set(rows["mode"]) == {"fwd_bwd"}
+    assert list(rows.index) == [config.key for config in tried] and set(rows["mode"]) == {mode}
     assert rows.ratio[wanted.key] == 0.5 and rows.ratio[rule.key] == 1 and set(rows.status) == {"ok", "wrong", "spills"}
     refused = rows.loc[[wrong.key, spilling.key]]
     assert list(refused.status) == ["wrong", "spills"] and refused.ms_p50.isna().all() and list(refused.spill_bytes) == [0, 8]
