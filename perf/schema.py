@@ -88,6 +88,39 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def complete_rows(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a file that may end in the middle of one. Raises ValueError for other columns."""
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    reader = csv.DictReader(lines)
+    if lines and tuple(reader.fieldnames or ()) != columns:
+        raise ValueError(f"{path}: its columns are not the ones of this version; move it away or choose another path")
+    return [row for row in reader if None not in row and None not in row.values()]
+
+
+def identity(row: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(cell(row[name]) for name in IDENTITY[columns])
+
+
+def here(row: Mapping[str, str], environment: Mapping[str, Any]) -> bool:
+    """Whether a row was measured at this place."""
+    return all(row[name] == cell(environment[name]) for name in PLACE)
+
+
+def gather(path: Path, parts: Iterable[Path], columns: tuple[str, ...]) -> None:
+    """Move the rows of the parts to the end of the file at `path`."""
+    parts = list(parts)
+    rows = [row for file in (path, *parts) if file.exists() for row in complete_rows(file, columns)]
+    new = path.with_suffix(".tmp")
+    with new.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    os.replace(new, path)
+    for part in parts:
+        part.unlink()
+
+
 class Writer:
     """Appends rows to a CSV, each on disk when `write` returns, so that an interrupted run loses nothing.
 
@@ -103,28 +136,20 @@ class Writer:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept: list[dict[str, str]] = []
         if resume and self.path.exists():
-            kept = self._complete_rows()
+            kept = complete_rows(self.path, columns)
         # Rewriting what was complete also drops a line that the interruption cut short.
         self.file = self.path.open("w", newline="", encoding="utf-8")
         self.csv = csv.DictWriter(self.file, columns, restval="", lineterminator="\n")
         self.csv.writeheader()
         for row in kept:
             self.csv.writerow(row)
-            if all(row[name] == cell(environment[name]) for name in PLACE):
+            if here(row, environment):
                 self.done.add(self.identity(row))
                 self.rows.append(row)
         self.file.flush()
 
-    def _complete_rows(self) -> list[dict[str, str]]:
-        text = self.path.read_text(encoding="utf-8")
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        reader = csv.DictReader(lines)
-        if lines and tuple(reader.fieldnames or ()) != self.columns:
-            raise ValueError(f"{self.path}: its columns are not the ones of this version; move it away or choose another path")
-        return [row for row in reader if None not in row and None not in row.values()]
-
     def identity(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        return tuple(cell(row[name]) for name in IDENTITY[self.columns])
+        return identity(row, self.columns)
 
     def has(self, row: Mapping[str, Any]) -> bool:
         return self.identity(row) in self.done

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from unittest import mock
 import pandas as pd
 import torch
 from rich.console import Console
+from torch import distributed
 
 from tritattn import _linear, _tables, tuning
 from tritattn._linear import Tile
@@ -32,7 +34,7 @@ from .cases import Case
 from .choices import Answer, Asked, Product, Question, answered, recorded
 from .environment import environment, now
 from .runner import DeviceFailed, Row, Unit, clean, measure, status_of
-from .schema import PLACE, TUNE, cell, read
+from .schema import PLACE, TUNE, cell, complete_rows, gather, here, identity, read
 from .summary import geomean, print_tune
 from .sweep import Bench
 
@@ -243,36 +245,62 @@ def tune(
     """Time the candidates of every pass and product of the cases, and write the table of tiles: `out`, or the one that the package brings for this
     device.
 
-    Under torchrun every process takes a share of the cases on a GPU of its own, with a CSV of its own beside `path`, and the first writes the table.
+    Under torchrun every process takes a share of the cases that are left on a GPU of its own, with a CSV of its own beside `path`. The first one
+    gathers these at the end, or when the command is given again after an interruption, and writes the table.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    paths = [Path(path).with_suffix(f".{i}{Path(path).suffix}") if i else Path(path) for i in range(world)]
+    path = Path(path)
+    if world > 1:
+        distributed.init_process_group("gloo", timeout=timedelta(days=7))  # for which the first to be ready waits
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     torch.backends.cudnn.allow_tf32 = False
+    place = environment(device)
+    processors = tuning.processors(torch.device(device))
+    table_path = Path(out) if out else _tables.BUNDLED / f"{_tables.slug(place['device'])}.json"
+    kept_tiles(table_path, processors)
+    if rank == 0:
+        _gather(path, resume)
+    _wait(world)
+    done = {identity(row, TUNE) for row in complete_rows(path, TUNE) if here(row, place)} if path.exists() else set()
+    _wait(world)  # before the first one writes to the file that all of them read
     units = []
-    for case in cases[rank::world]:
+    for case in cases:
         finished = {**case.row(), "mode": "", "key": "", "batch": None, "config": FINISHED}
         name = f"{case.op_name} {case.dtype} {case.layout} {'x'.join(map(str, case.shape))}"
-        units.append(Unit(name, [finished], partial(_measure, case, device, samples, sample_ms)))
-    options: dict[str, Any] = {"summary": print_tune, "budget": budget, "resume": resume}
-    here = environment(device)
-    processors = tuning.processors(torch.device(device))
-    table_path = Path(out) if out else _tables.BUNDLED / f"{_tables.slug(here['device'])}.json"
-    kept_tiles(table_path, processors)
+        if identity(finished, TUNE) not in done:
+            units.append(Unit(name, [finished], partial(_measure, case, device, samples, sample_ms)))
+    own = path.with_suffix(f".{rank}{path.suffix}") if rank else path
     with no_tables():
-        measure(units, paths[rank], TUNE, title="tune", device=device, console=console, **options)
-    if world > 1:
-        torch.distributed.init_process_group("gloo")
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        measure(
+            units[rank::world], own, TUNE, title="tune", device=device, console=console, summary=print_tune, budget=budget, resume=True
+        )  # fmt: skip
+    _wait(world)
     if rank == 0:
-        rows = pd.concat([read(part, TUNE) for part in paths], ignore_index=True)
+        _gather(path, True)
+        rows = read(path, TUNE)
         # what the file keeps of other devices and versions says nothing about this one
-        rows = rows[(rows[list(PLACE)] == [cell(here[name]) for name in PLACE]).all(axis=1)]
-        count = write_table(table_path, rows, here["device"], processors)
+        rows = rows[(rows[list(PLACE)] == [cell(place[name]) for name in PLACE]).all(axis=1)]
+        count = write_table(table_path, rows, place["device"], processors)
         console.print(f"{count} entries in {table_path}", soft_wrap=True)
+    if world > 1:
+        distributed.destroy_process_group()
     return table_path
+
+
+def _wait(world: int) -> None:
+    if world > 1:
+        distributed.barrier()
+
+
+def _gather(path: Path, resume: bool) -> None:
+    """The rows of all processes in one file; without `resume` none of them stay."""
+    own = re.compile(rf"{re.escape(path.stem)}\.\d+{re.escape(path.suffix)}")
+    parts = sorted(part for part in path.parent.glob("*") if own.fullmatch(part.name))
+    if resume and parts:
+        gather(path, parts, TUNE)
+    for file in () if resume else (path, *parts):
+        file.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,12 +1,17 @@
 """Tables of tuned tiles: what they are named, when they count, what is refused, and what tuning writes into one."""
 
 import json
+import multiprocessing
+import os
+import socket
+import time
 import types
 import warnings
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 from tritattn import _linear, _tables, tuning
 
@@ -268,3 +273,64 @@ def test_candidates_of_a_product(sizes, role, right):
     for tile in found:
         assert tune.fields_of(tile.key).items() <= vars(tile).items() and _tables.problem(key, str(batch), tune.fields_of(tile.key)) is None
     assert any(tile.num_warps < 4 for tile in found) == (True in {tile.units for tile in found})
+
+
+def measured_by(rank, world, port, folder, cases, stops_at):
+    """One process of torchrun's, for whom measuring a case is to note the rank."""
+    from perf import tune
+
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+    def measure(case, device, samples, sample_ms, missing):
+        if case.n == stops_at:
+            raise KeyboardInterrupt
+        for config, ratio in (("c64p64s1w8", 1.0), ("c32p64s1w8", 0.5)):
+            yield {**case.row(), "mode": "fwd", "key": KEY, "batch": case.n, "config": config, "status": "ok", "ratio": ratio, "noise": 0.0}
+        yield {**missing[0], "status": f"measured by {rank}"}
+
+    tune._measure = measure
+    tune.tune(cases, folder / "t.csv", "cpu", Console(quiet=True), out=folder / "here.json")
+
+
+def start(world, *args):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [multiprocessing.get_context("fork").Process(target=measured_by, args=(rank, world, port, *args)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+@pytest.mark.skipif(not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="this build of torch has no gloo")
+def test_several_processes_tune(tmp_path):
+    """Each takes a share of the cases. One is interrupted and the others ended, as torchrun does; more of them go on with what is left."""
+    pytest.importorskip("triton")
+    from perf.cases import make_case
+    from perf.schema import TUNE, read
+    from perf.shapes import Site
+
+    cases = [make_case("se", "bf16", "contiguous", n, Site(1, 8, 4, 4, 2)) for n in (1, 4, 16, 64, 256)]
+    path, part = tmp_path / "t.csv", tmp_path / "t.1.csv"
+    first, second = start(2, tmp_path, cases, 64)
+    second.join(30)
+    deadline = time.monotonic() + 30
+    while not (path.exists() and path.read_text().count("measured by 0") == 3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.terminate()
+    first.join(30)
+    assert second.exitcode == 130 and not (tmp_path / "here.json").exists()
+    assert [set(read(file, TUNE).n) for file in (path, part)] == [{1, 16, 256}, {4}]
+
+    path.write_text(path.read_text() + "se,fw")  # a row that the end cut short
+    rest = [*cases, make_case("se", "bf16", "contiguous", 1024, Site(1, 8, 4, 4, 2))]
+    processes = start(3, tmp_path, rest, None)
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["here.json", "t.csv"]
+    table = read(path, TUNE)
+    finished = table[table.key == ""].set_index("n").status
+    assert dict(finished.str[-1].astype(int)) == {1: 0, 4: 1, 16: 0, 64: 0, 256: 0, 1024: 1} and len(table) == 3 * len(rest)
+    found = json.loads((tmp_path / "here.json").read_text())["tiles"]
+    assert found == {KEY: {str(case.n): {"block_c": 32, "block_p": 64, "splits": 1, "num_warps": 8, "lag": 0, "maxnreg": 0} for case in rest}}
