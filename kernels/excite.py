@@ -31,14 +31,14 @@ def wait(counter_ptr):
 
 @triton.jit
 def excite_image(
-    z_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, C, R,
+    z_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, C, R, J,
     K: tl.constexpr, TAPS: tl.constexpr, KIND: tl.constexpr, HIDDEN: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """logits_c = sum_k (w2 a(w1 z_k + b1) + b2)_c for one image; fc: sum_k (w2 z_k + b2)_c; conv: sum_j w2_j z_(c + j - TAPS // 2) + b2.
 
-    z [K, C], hidden [K, R] (before the activation), logits [C], w1 [R, C], w2 [C, R], [C, C] or [TAPS]. One program does all of it; two tiles of a
-    weight are on their way while one is multiplied.
+    z [K, C], hidden [K, R] (before the activation), logits [J], w1 [R, C], w2 [J, R], [C, C] or [TAPS]; J is C but for mlp. One program does all of
+    it; two tiles of a weight are on their way while one is multiplied.
     """
     if KIND == "mlp":
         for r0 in range(0, R, BLOCK_R):
@@ -55,7 +55,7 @@ def excite_image(
                     h += tl.load(b1_ptr + r, mask=r < R, other=0.0).to(ACC)
                 tl.store(hidden_ptr + k * R + r, h, mask=r < R)
         tl.debug_barrier()  # threads read what other threads of this program stored
-    for c0 in range(0, C, BLOCK_C):
+    for c0 in range(0, J, BLOCK_C):
         c = c0 + tl.arange(0, BLOCK_C)
         t = tl.zeros([BLOCK_C], ACC)
         if KIND == "mlp":
@@ -64,7 +64,7 @@ def excite_image(
                 h = tl.zeros([BLOCK_R], ACC)
                 for k in tl.static_range(K):
                     h += activation(tl.load(hidden_ptr + k * R + r, mask=r < R, other=0.0, cache_modifier=".cg"), HIDDEN)
-                both = (c[:, None] < C) & (r[None, :] < R)
+                both = (c[:, None] < J) & (r[None, :] < R)
                 w = tl.load(w2_ptr + c[:, None] * R + r[None, :], mask=both, other=0.0).to(ACC)
                 t += tl.sum(w * h[None, :], 1)
         elif KIND == "fc":
@@ -73,7 +73,7 @@ def excite_image(
                 z = tl.zeros([BLOCK_R], ACC)
                 for k in tl.static_range(K):
                     z += tl.load(z_ptr + k * C + i, mask=i < C, other=0.0, cache_modifier=".cg")
-                both = (c[:, None] < C) & (i[None, :] < C)
+                both = (c[:, None] < J) & (i[None, :] < C)
                 w = tl.load(w2_ptr + c[:, None] * C + i[None, :], mask=both, other=0.0).to(ACC)
                 t += tl.sum(w * z[None, :], 1)
         else:
@@ -84,13 +84,13 @@ def excite_image(
                 w = tl.load(w2_ptr + j).to(ACC)
                 t += w * tl.load(z_ptr + i, mask=(i >= 0) & (i < C), other=0.0, cache_modifier=".cg")
         if HAS_B2:
-            t += K * tl.load(b2_ptr + c * (KIND == "mlp" or KIND == "fc"), mask=c < C, other=0.0).to(ACC)
-        tl.store(logits_ptr + c, t, mask=c < C)
+            t += K * tl.load(b2_ptr + c * (KIND == "mlp" or KIND == "fc"), mask=c < J, other=0.0).to(ACC)
+        tl.store(logits_ptr + c, t, mask=c < J)
 
 
 @triton.jit
 def excite_image_bwd(
-    dlogits_ptr, hidden_ptr, dhidden_ptr, dz_ptr, w1_ptr, w2_ptr, C, R,
+    dlogits_ptr, hidden_ptr, dhidden_ptr, dz_ptr, w1_ptr, w2_ptr, C, R, J,
     K: tl.constexpr, TAPS: tl.constexpr, KIND: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dhidden_kr = a'(hidden_kr) sum over c of w2_cr dlogits_c, dz_kc = sum over r of w1_rc dhidden_kr for one image; fc: dz_kc = sum over j of
@@ -102,10 +102,10 @@ def excite_image_bwd(
         for r0 in range(0, R, BLOCK_R):
             r = r0 + tl.arange(0, BLOCK_R)
             back = tl.zeros([BLOCK_R], ACC)
-            for c0 in tl.range(0, C, BLOCK_C, num_stages=3):
+            for c0 in tl.range(0, J, BLOCK_C, num_stages=3):
                 c = c0 + tl.arange(0, BLOCK_C)
-                dt = tl.load(dlogits_ptr + c, mask=c < C, other=0.0, cache_modifier=".cg")
-                both = (c[:, None] < C) & (r[None, :] < R)
+                dt = tl.load(dlogits_ptr + c, mask=c < J, other=0.0, cache_modifier=".cg")
+                both = (c[:, None] < J) & (r[None, :] < R)
                 w = tl.load(w2_ptr + c[:, None] * R + r[None, :], mask=both, other=0.0).to(ACC)
                 back += tl.sum(w * dt[:, None], 0)
             for k in tl.static_range(K):

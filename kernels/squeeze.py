@@ -123,7 +123,7 @@ def squeeze_channels(
             if KIND != "none":
                 excite_image(
                     z_ptr, hidden_ptr + n.to(tl.int64) * K * R, logits_ptr + n.to(tl.int64) * C, w1_ptr, b1_ptr, w2_ptr, b2_ptr, C, R,
-                    K, TAPS, KIND, HIDDEN, HAS_B1, HAS_B2, EXCITE_C, EXCITE_R, ACC,
+                    C, K, TAPS, KIND, HIDDEN, HAS_B1, HAS_B2, EXCITE_C, EXCITE_R, ACC,
                 )  # fmt: skip
     return last
 

@@ -203,7 +203,7 @@ def channel_gate_ticket_bwd_kernel(
                 hidden = n.to(tl.int64) * K * R
                 excite_image_bwd(
                     dlogits_ptr + n.to(tl.int64) * C, hidden_ptr + hidden, dhidden_ptr + hidden, dz_ptr + n.to(tl.int64) * K * C, w1_ptr, w2_ptr,
-                    C, R, K, TAPS, KIND, HIDDEN, EXCITE_C, EXCITE_R, ACC,
+                    C, R, C, K, TAPS, KIND, HIDDEN, EXCITE_C, EXCITE_R, ACC,
                 )  # fmt: skip
                 arrive(counter_ptr + N + n, blocks + 1)  # with dz stored
     elif n >= 0:

@@ -221,20 +221,20 @@ def _pools(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
     return replace(_channel(n, c, hw, itemsize, channels_last, sms), maxnreg=80 if itemsize == 4 else 0)
 
 
-def _ticket(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
+def _ticket(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1) -> Config:
     """Small shares of an image, so that little lies between its two reads. Between its last squeeze and its first gate twice as many programs start
     as run at once, four on a multiprocessor: the squeezes have ended when half of them have started, and the excite when the others have."""
-    tile = _tile(n, c, hw, itemsize, channels_last, sms)
+    tile = _tile(n, c, hw, itemsize, channels_last, sms, maps)
     block_c, block_p = tile.block_c, tile.block_p
     if channels_last and block_c * itemsize > 64:
         narrow = 64 // itemsize
         block_c, block_p = narrow, min(power_of_two(hw), block_p * block_c // narrow)
     blocks_c, steps = -(-c // block_c), -(-hw // block_p)
-    shares = max(-(-block_c * hw * itemsize // TICKET_BYTES), 4 * sms // max(n * blocks_c, 1))
+    shares = max(-(-maps * block_c * hw * itemsize // TICKET_BYTES), 4 * sms // max(n * blocks_c, 1))
     splits = min(steps, 16, power_of_two(shares))
-    warps = _warps(block_c, block_p, _each(c if channels_last else hw, itemsize))
+    warps = _warps(block_c, block_p, _each(c if channels_last else hw, itemsize, maps))
     lag = max(1, min(n, 1 + -(-4 * sms // (blocks_c * splits))))
-    if 2 * block_c * hw * itemsize // splits < TICKET_BYTES and n * blocks_c * splits > 4 * sms and n * c * hw > FEW_ELEMENTS:
+    if (1 + maps) * block_c * hw * itemsize // splits < TICKET_BYTES and n * blocks_c * splits > 4 * sms and n * c * hw > FEW_ELEMENTS:
         lag = 0  # many programs that each move too little for the time that a ticket and a wait take
     # a limit that leaves two programs to a multiprocessor
     return Config(block_c, block_p, splits, warps, lag=lag, maxnreg=128 if itemsize < 8 else 0)

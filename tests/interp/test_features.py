@@ -170,8 +170,8 @@ FAMILIES = {
     "scse": "concurrent_gate",
     "cbam": "spatial_squeeze",
     "spatial": "spatial_gate",
-    "sk": "select_gate",
-    "splat": "select_squeeze",
+    "sk": "select",
+    "splat": "select",
     "attention": "gate",
     "mscam": "fusion_squeeze",
 }

@@ -91,11 +91,13 @@ def test_values(op, values):
         check(op, make(op, shape, values=values, residual=len(values) % 2 == 0, seed=2), "silu" if len(values) > 3 else "none")
 
 
-# every kind of excite, one or two pools, whose maximum's ties share its gradient, a norm and an activation before
-TICKETED = [BY_NAME[name] for name in ("se", "ese", "eca", "channel_attention", "se-even", "se-before", "scse", "scse-max", "cbam")]
+# every kind of excite, one or two pools, whose maximum's ties share its gradient, a norm and an activation before, branches
+NAMES = ("se", "ese", "eca", "channel_attention", "se-even", "se-before", "scse", "scse-max", "cbam", "sk", "sk-external", "splat")
+TICKETED = [BY_NAME[name] for name in NAMES]
 BOTH = "channel_gate_ticket_fwd_kernel", "channel_gate_ticket_bwd_kernel"
 # of the others the forward pass alone
 KERNELS = dict.fromkeys(("scse", "scse-max"), ("concurrent_gate_ticket_fwd_kernel",)) | {"cbam": ("both_squeezes_ticket_fwd_kernel",)}
+KERNELS |= dict.fromkeys(("sk", "sk-external", "splat"), ("select_ticket_fwd_kernel", "select_ticket_bwd_kernel"))
 
 IMAGE = (8, 6, 8)  # whose bytes are more than four times its weights
 TICKETS = {"lag": 2, "splits": 2, "block_c": 4, "block_p": 32}

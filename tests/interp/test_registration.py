@@ -13,7 +13,7 @@ SHAPE = (2, 3, 2, 4)
 # rows of the table that together run every registered op, forward and backward
 REPRESENTATIVES = [
     *("se", "eca-mlp", "eca-circular", "sse", "scse-max", "cbam-eval", "gate-whole", "gate-channel", "channel_statistics", "spatial_statistics"),
-    *("gc-both", "gsop", "gsop-fused", "shuffle", "splat-groups", "triplet-even", "ge"),
+    *("gc-both", "gsop", "gsop-fused", "shuffle", "splat", "splat-groups", "triplet-even", "ge"),
     *("aff", "blend", "se-before", "eca-mlp-before", "se-trained"),
 ]
 

@@ -197,7 +197,10 @@ def test_reference_path(op):
 SPLAT = torch.randn(4, 3), None, torch.randn(6, 4), None
 MLP = torch.randn(4, 6), None, torch.randn(6, 4), None
 PRECEDED = {
-    "splat": (lambda x, **more: ops.splat(x, *SPLAT, **{"before": "none", **more}), ["select_squeeze_fwd_kernel", "select_gate_fwd_kernel"]),
+    "splat": (
+        lambda x, **more: ops.splat(x, *SPLAT, **{"before": "none", **more}),
+        ["select_squeeze_fwd_kernel", "linear_kernel", "linear_kernel", "select_gate_fwd_kernel"],
+    ),
     "se": (lambda x, **more: ops.se(x, *MLP, **more), ["channel_gate_stages_fwd_kernel"]),
     "se-norm": (lambda x, **more: ops.se(x, *MLP, norm=nn.Identity(), **more), ["channel_squeeze_fwd_kernel", "gate_fwd_kernel"]),
     "eca": (lambda x, **more: ops.eca(x, MLP[0][:1, None, :3], **more), ["channel_gate_ticket_fwd_kernel"]),

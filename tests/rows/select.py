@@ -61,7 +61,7 @@ def _sk(name: str, k: int, bias: bool = False, norm: str | None = None, main: bo
         call,
         lambda x, p: _selected([HIDDEN[before](t) for t in (x, *(p[n] for n in others))], p, **options),
         ("w1",),
-        ("select_squeeze", "select_gate"),
+        ("select_squeeze", "select_gate") if norm == "train" or k > 4 else ("select",),
         (3, 4, 5),
         main=main,
         refused=_refused(norm),
@@ -92,8 +92,9 @@ def _splat(
         u = HIDDEN[before](x if p["before_norm"] is None else p["before_norm"](x))
         return _selected(u.chunk(radix, 1), p, groups(x, p), hidden, "softmax" if radix > 1 else "sigmoid")
 
+    families = ("select_squeeze", "select_gate") if norm or grouped else ("select",)
     return Op(
-        name, shapes, call, eager, ("w1",), ("select_squeeze", "select_gate"), (3, 4, 5) if not before_norm else (4,), main=main,
+        name, shapes, call, eager, ("w1",), families, (3, 4, 5) if not before_norm else (4,), main=main,
         refused=_refused(norm), wide=radix,
     )  # fmt: skip
 

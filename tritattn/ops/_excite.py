@@ -51,11 +51,11 @@ def _bytes(*weights: Tensor | None) -> int:
     return sum(t.numel() * t.element_size() for t in weights if t is not None)
 
 
-def _small(m: Map, w1: Tensor | None, w2: Tensor | None) -> bool:
-    """Whether the weights are under a quarter of an image's bytes, so that one program per image may read them."""
+def _small(m: Map, w1: Tensor | None, w2: Tensor | None, maps: int = 1) -> bool:
+    """Whether the weights are under a quarter of an image's bytes, or of those of so many maps, so that one program per image may read them."""
     # by a model: it takes 0.7 us for a first tile of 8 KB and 0.2 for each that follows at once, so 4 us for SE of 512 channels at 28x28, while the
     # images of a ticket's lag move for 10; 11 for SE of 1024 at 14x14, after the last image, where two launches take as long, and 15 for ESE of 512
-    return 4 * _bytes(w1, w2) < m.c * m.hw * m.x.element_size()
+    return 4 * _bytes(w1, w2) < maps * m.c * m.hw * m.x.element_size()
 
 
 def _squeeze(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _squeeze(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[s
     return dict(w1_ptr=w1, w2_ptr=w2, R=r, K=k, ROWS=rows, **pool_rows(spec.pools), EVEN=spec.max_grad == "even", HIDDEN=spec.hidden)
 
 
-def _inside(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[str, Any]:
+def image_excite(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> dict[str, Any]:
     """The excite that one program does, as kernels take it."""
     convolution = spec.kind in ("conv", "circular")
     # as much of a weight as 8 warps load in two vectors each; of a convolution's input, which they load once for every tap, four elements a thread
@@ -89,15 +89,15 @@ def _pass(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec, con
 
 def arguments(m: Map, out: Excited, params: Sequence[Tensor | None], spec: Spec, config: tuning.Config, inside: bool) -> dict[str, Any]:
     """What the kernels take that squeeze; inside: and whose last program of an image does the excite."""
-    return _pass(m, out, params, spec, config) | _inside(m, params[0], params[2], spec if inside else spec._replace(kind="none"))
+    return _pass(m, out, params, spec, config) | image_excite(m, params[0], params[2], spec if inside else spec._replace(kind="none"))
 
 
-def ticketed(m: Map, w1: Tensor | None, w2: Tensor | None, others: int = 0) -> tuple[tuple[int], dict[str, Any]] | None:
+def ticketed(m: Map, w1: Tensor | None, w2: Tensor | None, others: int = 0, maps: int = 1) -> tuple[tuple[int], dict[str, Any]] | None:
     """(grid, arguments) of a launch of kernels/ticket.py; None where the weights are too large for it, or a launch for each pass is better.
 
-    others: programs of an image in the second pass, where they are not those of the first."""
-    config = m.config("ticket")
-    if not config.lag or not _small(m, w1, w2):
+    others: programs of an image in the second pass, where they are not those of the first. maps: that are read at once."""
+    config = m.config("ticket", maps)
+    if not config.lag or not _small(m, w1, w2, maps):
         return None
     squeezes = -(-m.c // config.block_c) * config.splits
     others = others or squeezes
@@ -138,7 +138,7 @@ def staged(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: b
 def one_launch(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: bool) -> tuple[str, tuple[int], dict[str, Any]] | None:
     """(strategy, grid, arguments) of both passes in one launch."""
     if ticket := ticketed(m, w1, w2):
-        return "ticket", ticket[0], ticket[1] | _inside(m, w1, w2, spec)
+        return "ticket", ticket[0], ticket[1] | image_excite(m, w1, w2, spec)
     stages = staged(m, w1, w2, spec, backward)
     return None if stages is None else ("stages", *stages)
 
@@ -254,7 +254,7 @@ def backward(
             dz = m.small(n, k, c)
             linear(m, dlogits, w2, dz, (n * k, c, c), a=(c, 1, 0), b=(1, c), to=(c, 1), a_div=k)
         if need_w2:
-            grads[2], grads[3] = _weight_grads(m, saved.z, dlogits, w2, b2, (c, c, n), a=(1, image, c), q=k, scale=k, activation="none")
+            grads[2], grads[3] = weight_grads(m, saved.z, dlogits, w2, b2, (c, c, n), a=(1, image, c), q=k, scale=k, activation="none")
         return dz, grads
     assert w1 is not None
     dh = dhidden
@@ -274,14 +274,14 @@ def backward(
             HAS_B2=b2 is not None, **args,
         )  # fmt: skip
     elif need_w2:
-        grads[2], grads[3] = _weight_grads(m, saved.hidden, dlogits, w2, b2, (r, c, n), a=(1, k * r, r), q=k, scale=k, activation=spec.hidden)
+        grads[2], grads[3] = weight_grads(m, saved.hidden, dlogits, w2, b2, (r, c, n), a=(1, k * r, r), q=k, scale=k, activation=spec.hidden)
     elif need_w1:
         assert dh is not None
-        grads[0], grads[1] = _weight_grads(m, saved.z, dh, w1, b1, (c, r, n * k), a=(1, step, 0), q=1, scale=1, activation="none")
+        grads[0], grads[1] = weight_grads(m, saved.z, dh, w1, b1, (c, r, n * k), a=(1, step, 0), q=1, scale=1, activation="none")
     return dz, grads
 
 
-def _weight_grads(
+def weight_grads(
     m: Map, left: Tensor, right: Tensor, w: Tensor, bias: Tensor | None, sizes: tuple[int, int, int], **options: Any
 ) -> tuple[Tensor, Tensor | None]:
     """dw[j, i] = sum over k of left[i, k] right[k, j], dbias[j] = scale * sum over k of right[k, j]."""
