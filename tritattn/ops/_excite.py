@@ -122,7 +122,8 @@ def staged(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: b
     processors = tuning.processors(m.x.device) // (1 if images == m.n else steps + 1)  # blocks are at work beside each other
     layers = [(images * k, r, m.c)] if w1 is not None else []
     layers.append((images * k if backward else images, m.c, r if w1 is not None else m.c))
-    tiles = [_linear.choose(*sizes, m.acc.itemsize, processors) for sizes in layers]
+    right = None if w2 is None else w2.dtype
+    tiles = [_linear.choose(*sizes, m.acc.itemsize, processors, right=right) for sizes in layers]
     programs = [tile.programs(rows, columns) for tile, (rows, columns, _) in zip(tiles, layers, strict=True)]
     first, second = programs if w1 is not None else (0, *programs)
     count, passes = -(-m.n // images), images * -(-m.c // config.block_c) * config.splits
