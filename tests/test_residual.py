@@ -442,6 +442,15 @@ def test_what_cannot_be_part_of_attention_is_left_with_a_reason():
         assert [row.cls for row in tritattn.convert(sequential)] == ["SqueezeExcitation"]
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(C), nn.GroupNorm(2, C)], ids=["BatchNorm", "GroupNorm"])
+def test_a_norm_tells_how_many_channels_a_sequential_takes(norm):
+    original = nn.Sequential(norm, nn.ReLU(), peer("torchvision.ops.misc").SqueezeExcitation(C, 8)).double()
+    block = copy.deepcopy(original)
+    assert [row.cls for row in tritattn.convert(block).converted] == ["Sequential", "SqueezeExcitation"]
+    x = some_map()
+    assert_close(step(block, x), step(original, x))
+
+
 def test_left_with_a_reason_while_its_attention_is_converted():
     reasons = {
         "act3 is of an unknown type": lambda block: setattr(block, "act3", nn.Mish()),

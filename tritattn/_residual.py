@@ -158,6 +158,7 @@ def input_channels(entry: Residual, block: nn.Module) -> int:
     """Of the maps that the block takes."""
     for step in entry.steps(block):
         for module in sublayer(block, step).modules():
-            if hasattr(module, "in_channels"):
-                return int(module.in_channels)
+            for name in ("in_channels", "num_features", "num_channels"):  # of convolutions, BatchNorms and GroupNorms
+                if hasattr(module, name):
+                    return int(getattr(module, name))
     raise NoFit("none of its layers tells how many channels it takes")
