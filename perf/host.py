@@ -28,7 +28,7 @@ from .shapes import STAGES
 from .standin import standin
 from .summary import print_host
 
-OPS = ("se", "cbam", "scse", "eca", "se+residual+relu", "sse", "ese", "coord", "simam", "shuffle")
+OPS = ("se", "cbam", "scse", "eca", "se+residual+relu", "sse", "ese", "coord", "simam", "shuffle", "sk", "splat")
 MODES = ("inference", "fwd_bwd")
 SITES = (STAGES[2], STAGES[0])  # of one image
 CALLS = 20  # in a row: their launches fit into a GPU's queue

@@ -171,13 +171,17 @@ LIMITED = [
     ("bf16", "sse", "contiguous", (16, 384, 32, 32, 24), "sm_90", "pixel_gate_fwd_kernel"),
     ("fp32", "cbam", "channels_last", (32, 256, 56, 56, 16), "sm_90", "channel_squeeze_fwd_kernel"),
     ("bf16", "se", "contiguous", (256, 120, 28, 28, 32), "sm_80", "channel_gate_ticket_fwd_kernel"),
+    # and these stay under theirs
+    ("fp32", "se", "channels_last", (8, 2048, 7, 7, 128), "sm_90", "channel_gate_stages_fwd_kernel"),
+    ("bf16", "se", "contiguous", (256, 512, 28, 28, 256), "sm_100", "channel_gate_stages_bwd_kernel"),
+    ("bf16", "sk", "channels_last", (256, 256, 28, 28, 32), "sm_80", "select_ticket_bwd_kernel"),
 ]
 
 
 @pytest.mark.parametrize("dtype, op, layout, shape, target, kernel", LIMITED)
 def test_a_limit_of_registers_keeps_them_from_memory(dtype, op, layout, shape, target, kernel):
     n, *site = shape
-    with tuning.forced(**({} if "ticket" in kernel else {"lag": 0})):
+    with tuning.forced(**({} if "ticket" in kernel or "stages" in kernel else {"lag": 0})):
         found = {launch.name: launch for launch in launches(make_case(op, dtype, layout, n, Site(1, *site), gate="hard_sigmoid"))}
     made = row(found[kernel], target)
     assert made["status"] == "ok" and made["spill_bytes"] == 0 and made["registers"] <= 128, made
