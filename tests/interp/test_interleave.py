@@ -46,6 +46,13 @@ def test_a_meeting_that_one_cannot_attend():
         meet(5, resident=4)
 
 
+def test_a_program_that_waits_for_a_later_one():
+    """In a launch that is not cooperative: an error, and not a test that never ends."""
+    x, y, counter = torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.int32)
+    with pytest.raises(InterpreterError, match="no progress: a program waits for another"):
+        meeting_kernel[(2,)](x, y, counter, TOTAL=2)
+
+
 def test_an_error_in_a_program_ends_the_launch():
     with pytest.raises(InterpreterError, match="unsupported operand"), interleaved():
         meeting_kernel[(2,)](torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.int32), TOTAL="two", launch_cooperative_grid=True)
