@@ -28,7 +28,7 @@ CASES += [("bf16", "gsop", "contiguous", "sm_90"), ("bf16", "gsop", "channels_la
 CASES += [("fp32", "scse+residual+relu", "contiguous", "sm_80"), ("fp16", "cbam+residual+relu", "channels_last", "sm_100")]
 CASES += [("bf16", "shuffle+residual+relu", "contiguous", "sm_90"), ("bf16", "simam+residual+relu", "channels_last", "sm_90")]
 CASES += [("fp32", op, "contiguous", "sm_90") for op in ("se", "cbam")]
-CASES += [("bf16", "norm_se+residual+relu", "channels_last", "sm_90")]
+CASES += [("bf16", "norm_se+residual+relu", "channels_last", "sm_90"), ("bf16", "norm_silu_se", "contiguous", "sm_80")]
 CASES += [("bf16", "se", "channels_last", "sm_80")]  # the excite inside the squeeze decides its registers
 
 
