@@ -91,11 +91,11 @@ def image_moments(part_ptr, near, n, c, inside, C, HW, per_split, SPLITS: tl.con
 
 @triton.jit
 def norm_statistics_kernel(
-    part_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, rest_ptr, apart_ptr, z_ptr, N, C, HW, per_split, eps,
+    part_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, rest_ptr, start_ptr, apart_ptr, z_ptr, N, C, HW, per_split, eps,
     SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """mean_c and var_c of x over images and positions, rest_c by which the first was rounded; apart_nc, how far the mean over positions lies from it;
-    z_nc = weight_c apart_nc rstd_c + bias_c.
+    """mean_c and var_c of x over images and positions, rest_c by which the first was rounded, start_c = bias_c - weight_c rest_c rstd_c, the bias where
+    the rounded mean is taken; apart_nc, how far the mean over positions lies from the exact one, z_nc = weight_c apart_nc rstd_c + bias_c.
 
     part as channel_moments_kernel leaves it, apart and z [N, C], both or neither, all others [C]; var is the biased one. A program owns BLOCK_C
     channels.
@@ -109,8 +109,9 @@ def norm_statistics_kernel(
         total += means
     off = tl.sum(total, 0)[None, :] / N
     mean = near + off
+    rest = off - (mean - near)
     tl.store(mean_ptr + c, mean, mask=c < C)
-    tl.store(rest_ptr + c, off - (mean - near), mask=c < C)
+    tl.store(rest_ptr + c, rest, mask=c < C)
     total = tl.zeros([BLOCK_N, BLOCK_C], ACC)
     for n0 in range(0, N, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)[:, None]
@@ -121,18 +122,19 @@ def norm_statistics_kernel(
         total += squares + tl.where(inside, HW * (means - off) * (means - off), 0.0)
     var = tl.sum(total, 0)[None, :] / HW / N
     tl.store(var_ptr + c, var, mask=c < C)
+    slope = 1.0 / tl.sqrt(var + eps)
+    bias = tl.zeros([1, BLOCK_C], ACC)
+    if weight_ptr is not None:
+        slope *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(ACC)
+    if bias_ptr is not None:
+        bias += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(ACC)
+    tl.store(start_ptr + c, bias - rest * slope, mask=c < C)
     if z_ptr is not None:
-        slope = 1.0 / tl.sqrt(var + eps)
-        start = tl.zeros([1, BLOCK_C], ACC)
-        if weight_ptr is not None:
-            slope *= tl.load(weight_ptr + c, mask=c < C, other=0.0).to(ACC)
-        if bias_ptr is not None:
-            start += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(ACC)
         for n0 in range(0, N, BLOCK_N):
             n = n0 + tl.arange(0, BLOCK_N)[:, None]
             inside = (n < N) & (c < C)
             means, _ = image_moments(part_ptr, near, n, c, inside, C, HW, per_split, SPLITS, ACC)
-            tl.store(z_ptr + n * C + c, (means - off) * slope + start, mask=inside)
+            tl.store(z_ptr + n * C + c, (means - off) * slope + bias, mask=inside)
 
 
 @triton.jit
@@ -196,11 +198,11 @@ def add_splits(part_ptr, n, c, inside, C, at: tl.constexpr, SPLITS: tl.constexpr
 
 @triton.jit
 def norm_gate_bwd_logits_kernel(
-    part_ptr, logits_ptr, bn_weight_ptr, bn_bias_ptr, bn_var_ptr, rest_ptr, apart_ptr, sums_ptr, dlogits_ptr, N, C, HW, eps,
+    part_ptr, logits_ptr, bn_weight_ptr, start_ptr, bn_var_ptr, rest_ptr, apart_ptr, sums_ptr, dlogits_ptr, N, C, HW, eps,
     SPLITS: tl.constexpr, SUMS: tl.constexpr, BEFORE: tl.constexpr, GATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """sums_n0c to sums_n3c: s0, s1, m0 and m1 from part, those with x - mean_c less rest_c times those without, without an activation BEFORE
+    """sums_n0c to sums_n3c: s0, s1, m0 and m1 from part, those with x - mean_c less rest_c times those without, and without an activation BEFORE
     m0 = 1 and m1 = apart_nc; dlogits_nc = f'(logits_nc) sum over p of u_ncp da_ncp.
 
     sums [N, 4, C]. A program owns BLOCK_N images and BLOCK_C channels.
@@ -211,22 +213,21 @@ def norm_gate_bwd_logits_kernel(
     inside = (n < N) & (c < C)
     rest = tl.load(rest_ptr + c, mask=c < C, other=0.0)
     total = add_splits(part_ptr, n, c, inside, C, 0, SPLITS, SUMS, ACC)
-    product = add_splits(part_ptr, n, c, inside, C, 1, SPLITS, SUMS, ACC) - total * rest
+    product = add_splits(part_ptr, n, c, inside, C, 1, SPLITS, SUMS, ACC)
     if BEFORE == "none":
         slopes = tl.full([BLOCK_N, BLOCK_C], 1.0, ACC)
         slopes_product = tl.load(apart_ptr + n * C + c, mask=inside, other=0.0)
         found = product / tl.sqrt(tl.load(bn_var_ptr + c, mask=c < C, other=1.0) + eps)
         if bn_weight_ptr is not None:
             found *= tl.load(bn_weight_ptr + c, mask=c < C, other=0.0).to(ACC)
-        if bn_bias_ptr is not None:
-            found += total * tl.load(bn_bias_ptr + c, mask=c < C, other=0.0).to(ACC)
+        found += total * tl.load(start_ptr + c, mask=c < C, other=0.0)
     else:
         found = add_splits(part_ptr, n, c, inside, C, 2, SPLITS, SUMS, ACC)
         slopes = add_splits(part_ptr, n, c, inside, C, 3, SPLITS, SUMS, ACC) / HW
         slopes_product = add_splits(part_ptr, n, c, inside, C, 4, SPLITS, SUMS, ACC) / HW - slopes * rest
     slot = sums_ptr + n * 4 * C + c
     tl.store(slot, total, mask=inside)
-    tl.store(slot + C, product, mask=inside)
+    tl.store(slot + C, product - total * rest, mask=inside)
     tl.store(slot + 2 * C, slopes, mask=inside)
     tl.store(slot + 3 * C, slopes_product, mask=inside)
     t = tl.load(logits_ptr + n * C + c, mask=inside, other=0.0)

@@ -16,13 +16,13 @@ from . import _checks, _excite
 from ._launch import Cotangent, Map, Norm, gate_forward, kernels, matrix
 from ._networks import hooked
 
-SAVED = ("mean", "var", "rest", "apart", *_excite.RESULTS)
+SAVED = ("mean", "var", "rest", "start", "apart", *_excite.RESULTS)
 
 
 def _fake(x, w1, *rest) -> tuple[Tensor, ...]:
     n, c = x.shape[:2]
     acc, spec = reference.accumulator(x.dtype), rest[-1]
-    statistics = (x.new_empty(shape, dtype=acc) for shape in ((c,), (c,), (c,), (n, c) if spec.before == "none" else (0,)))
+    statistics = (x.new_empty(shape, dtype=acc) for shape in (*[(c,)] * 4, (n, c) if spec.before == "none" else (0,)))
     return torch.empty_like(x), *statistics, *_excite.fake(x, w1, spec)
 
 
@@ -36,10 +36,10 @@ def _per_channel(m: Map) -> dict[str, Any]:
 
 
 def _launch(x, w1, b1, w2, b2, weight, bias, residual, spec: Spec) -> tuple[Tensor, ...]:
-    _, mean, var, rest, apart, *excited = _fake(x, w1, spec)
+    _, mean, var, rest, start, apart, *excited = _fake(x, w1, spec)
     out = _excite.Excited(*excited)
     linear = spec.before == "none"  # then the statistics are the squeeze
-    m = _map(x, (weight, bias, mean, var), spec)
+    m = _map(x, (weight, start, mean, var), spec)
     config = m.config("channel")
     part = m.small(m.n, config.splits, 3, m.c)
     kernels().channel_moments_kernel[(m.n * -(-m.c // config.block_c) * config.splits,)](
@@ -47,7 +47,7 @@ def _launch(x, w1, b1, w2, b2, weight, bias, residual, spec: Spec) -> tuple[Tens
     )
     tiles, steps = _per_channel(m), -(-m.hw // config.block_p)
     kernels().norm_statistics_kernel[(-(-m.c // tiles["BLOCK_C"]),)](
-        part, weight, bias, mean, var, rest, apart if linear else None, out.z if linear else None, m.n, m.c, m.hw,
+        part, weight, bias, mean, var, rest, start, apart if linear else None, out.z if linear else None, m.n, m.c, m.hw,
         -(-steps // config.splits) * config.block_p, float(spec.eps), SPLITS=config.splits, **tiles,
     )  # fmt: skip
     params = [matrix(t) for t in (w1, b1, w2, b2)]
@@ -56,15 +56,15 @@ def _launch(x, w1, b1, w2, b2, weight, bias, residual, spec: Spec) -> tuple[Tens
         y = gate_forward(m, out.logits, None, residual, spec)
     else:
         y, out = _excite.gated(m, params, residual, spec)
-    return y, mean, var, rest, apart, *out
+    return y, mean, var, rest, start, apart, *out
 
 
 def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     g, *dstatistics = grads
     dmean, dvar = (matrix(t) for t in dstatistics)
     x, *params, weight, bias, residual = inputs
-    mean, var, rest, apart, *excited = saved
-    m = _map(x, (weight, bias, mean, var), spec)
+    mean, var, rest, start, apart, *excited = saved
+    m = _map(x, (weight, start, mean, var), spec)
     g = torch.zeros_like(x) if g is None else g
     cotangent = Cotangent(m, g, residual, spec)
     out = _excite.Excited(*excited)
@@ -88,7 +88,7 @@ def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequen
     eps, tiles = norm["eps"], _per_channel(m)
     block_n, block_c = min(tuning.power_of_two(m.n), 4), min(tuning.power_of_two(m.c), 128)
     kernels().norm_gate_bwd_logits_kernel[(-(-m.n // block_n) * -(-m.c // block_c),)](
-        part, out.logits, norm["bn_weight_ptr"], norm["bn_bias_ptr"], var, rest, apart if linear else None, sums, dlogits, m.n, m.c, m.hw, eps,
+        part, out.logits, norm["bn_weight_ptr"], start, var, rest, apart if linear else None, sums, dlogits, m.n, m.c, m.hw, eps,
         SPLITS=splits, SUMS=count, BEFORE=spec.before, GATE=spec.gate, BLOCK_N=block_n, BLOCK_C=block_c, ACC=m.acc_tl, **tuning.options(4, 64),
     )  # fmt: skip
     dz, found[1:5] = _excite.backward(m, dlogits, params, out, spec, needs[1:5], needs[0] or needs[5] or needs[6])
