@@ -76,6 +76,13 @@ def test_options(options, fused, before):
         compare(norm.train(), sample(3, C, 4, 5), fused, before)
 
 
+def test_parameters_with_strides():
+    norm = nn.BatchNorm2d(C)
+    for name in ("weight", "bias"):
+        setattr(norm, name, nn.Parameter(torch.randn(C, 2, generator=torch.Generator().manual_seed(2))[:, 0]))
+    compare(norm, sample(2, C, 3, 4), True)
+
+
 def test_other_ranks():
     compare(nn.BatchNorm1d(C), sample(3, C, 7), True)
     for before in BEFORE:

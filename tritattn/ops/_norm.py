@@ -1,5 +1,5 @@
-"""A BatchNorm that trains, an activation or none, and the channel gate after them, in the same passes: the norm's gradients come from the pass that the
-gate's takes, and without an activation its statistics from the one that squeezes. Neither map between them is ever stored."""
+"""A BatchNorm that trains, an activation or none, and the channel gate after them, in the same passes: the norm's gradients come from the pass that
+the gate's takes, and without an activation its statistics from the one that squeezes. Neither map between them is ever stored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _launch(x, w1, b1, w2, b2, weight, bias, residual, spec: Spec) -> tuple[Tens
     )
     tiles, steps = _per_channel(m), -(-m.hw // config.block_p)
     kernels().norm_statistics_kernel[(-(-m.c // tiles["BLOCK_C"]),)](
-        part, weight, bias, mean, var, rest, start, apart if linear else None, out.z if linear else None, m.n, m.c, m.hw,
+        part, matrix(weight), matrix(bias), mean, var, rest, start, apart if linear else None, out.z if linear else None, m.n, m.c, m.hw,
         -(-steps // config.splits) * config.block_p, float(spec.eps), SPLITS=config.splits, **tiles,
     )  # fmt: skip
     params = [matrix(t) for t in (w1, b1, w2, b2)]
@@ -75,8 +75,8 @@ def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequen
     splits, count = config.splits, 2 if linear else 5
     part = m.small(m.n, splits, count, m.c)
     kernels().norm_gate_bwd_reduce_kernel[(m.n * -(-m.c // config.block_c) * splits,)](
-        x_ptr=m.x, logits_ptr=out.logits, part_ptr=part, da_ptr=cotangent.da, SPLITS=splits, SUMS=count, GATE=spec.gate, STORE_DA=cotangent.da is not None,
-        **cotangent.args(), **norm, **m.args, **config.args,
+        x_ptr=m.x, logits_ptr=out.logits, part_ptr=part, da_ptr=cotangent.da, SPLITS=splits, SUMS=count, GATE=spec.gate,
+        STORE_DA=cotangent.da is not None, **cotangent.args(), **norm, **m.args, **config.args,
     )  # fmt: skip
     cotangent.stored()
     found: list[Tensor | None] = [None] * 8
