@@ -94,8 +94,8 @@ def norm_statistics_kernel(
     part_ptr, weight_ptr, bias_ptr, mean_ptr, var_ptr, rest_ptr, start_ptr, apart_ptr, z_ptr, N, C, HW, per_split, eps,
     SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """mean_c and var_c of x over images and positions, rest_c by which the first was rounded, start_c = bias_c - weight_c rest_c rstd_c, the bias that
-    goes with the rounded mean; apart_nc, how far the mean over positions lies from the exact one, z_nc = weight_c apart_nc rstd_c + bias_c.
+    """mean_c and var_c of x over images and positions, rest_c by which the first was rounded, start_c = bias_c - weight_c rest_c rstd_c, the bias
+    that goes with the rounded mean; apart_nc, how far the mean over positions lies from the exact one, z_nc = weight_c apart_nc rstd_c + bias_c.
 
     part as channel_moments_kernel leaves it, apart and z [N, C], both or neither, all others [C]; var is the biased one. A program owns BLOCK_C
     channels.
