@@ -20,9 +20,11 @@ from tritattn._spec import Spec
 from tritattn.ops._norm import norm_gate
 
 C = 6
-STATISTICS = ["channel_moments_kernel", "norm_statistics_kernel"]
-GATED = ["linear_kernel", "linear_kernel", "gate_fwd_kernel"]
-BEFORE = ("none", "silu")
+KERNELS = {
+    "none": ["channel_moments_kernel", "norm_statistics_kernel", "linear_kernel", "linear_kernel", "gate_fwd_kernel"],
+    "silu": ["channel_moments_kernel", "norm_statistics_kernel", "channel_gate_stages_fwd_kernel"],
+}
+BEFORE = tuple(KERNELS)
 
 
 def parameters():
@@ -49,8 +51,7 @@ def compare(norm, x, fused, before="none", **options):
     y, buffers, names = called(norm, x, before=before, **options)
     torch.testing.assert_close(y, ops.se(HIDDEN[before](again(x)), *parameters(), **options))
     torch.testing.assert_close(buffers, dict(again.named_buffers()))
-    squeezed = [] if before == "none" else ["channel_squeeze_fwd_kernel"]
-    assert (names == STATISTICS + squeezed + GATED) is fused, names
+    assert (names == KERNELS[before]) is fused, names
 
 
 @pytest.mark.parametrize(
