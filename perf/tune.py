@@ -49,6 +49,8 @@ CHANGES: tuple[dict[str, float], ...] = (
     {"lag": 0},
     {"maxnreg": 0},
 )
+# and of them with a lag, where the rule has none
+LAGGING: tuple[dict[str, float], ...] = ({}, {"lag": _DOUBLED}, {"lag": _HALVED}, {"block_c": _DOUBLED}, {"block_p": _DOUBLED})
 LIKELY, OTHERS = 8, 4  # tiles of a product, the fastest by the model of all, and of those that multiply where the rule's does not
 WARP_OPERANDS = 1536  # elements of a step that a warp of matrix units can split into parts without spilling
 
@@ -77,9 +79,14 @@ def _products(rule: Tile, question: Product) -> list[Answer]:
 def _passes(rule: Config, question: Question) -> list[Answer]:
     """None beside the rule's where programs wait for each other in groups, which have to fit on the device."""
     found = {rule.key: rule}
-    for change in () if rule.group else CHANGES:
-        values: dict[str, Any] = {name: int(getattr(rule, name) * factor) for name, factor in change.items()}
-        config = replace(rule, source="tuned", **values)
+    changed = [] if rule.group else [(rule, change) for change in CHANGES]
+    if question.role == "ticket" and not rule.lag:
+        programs = -(-question.c // rule.block_c) * rule.splits
+        lagging = replace(rule, lag=tuning.images_between(question.n, programs, tuning.processors(torch.device("cuda"))))
+        changed += [(lagging, change) for change in LAGGING]
+    for start, change in changed:
+        values: dict[str, Any] = {name: int(getattr(start, name) * factor) for name, factor in change.items()}
+        config = replace(start, source="tuned", **values)
         fits = config.block_c <= power_of_two(question.c) and config.block_p <= power_of_two(question.hw)
         fits = fits and _tables.problem(question.entry[0], str(question.n), fields_of(config.key)) is None
         if fits and config.splits <= max(rule.splits, -(-question.hw // config.block_p)):

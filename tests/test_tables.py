@@ -256,6 +256,19 @@ def test_candidates_are_around_the_rule():
     assert len(tune.candidates(tuning.choose(*pixels[:6], torch.device("meta")), pixels)) == 1
 
 
+def test_candidates_of_a_pass_that_the_rule_does_not_ticket():
+    pytest.importorskip("triton")
+    from perf import tune
+    from perf.choices import Question
+
+    question = Question("ticket", 256, 1024, 196, 2, True)
+    rule = tuning.choose(*question[:6], torch.device("cpu"))
+    found = tune.candidates(rule, question)
+    assert rule.lag == 0 and {config.lag for config in found} == {0, 9, 18, 36}  # 32 programs squeeze an image, 528 run at once
+    assert any(config.lag and config.block_c > rule.block_c for config in found)
+
+
+
 @pytest.mark.parametrize("sizes", [(256, 128, 2048), (2048, 2048, 64), (1, 128, 2048), (20, 16, 64)], ids=str)
 @pytest.mark.parametrize(("role", "right"), [("linear", torch.bfloat16), ("both_weights", torch.float32), ("weights", torch.float64)])
 def test_candidates_of_a_product(sizes, role, right):

@@ -221,6 +221,11 @@ def _pools(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int
     return replace(_channel(n, c, hw, itemsize, channels_last, sms), maxnreg=80 if itemsize == 4 else 0)
 
 
+def images_between(n: int, programs: int, sms: int) -> int:
+    """The lag of a launch on n images, each of which so many programs squeeze."""
+    return max(1, min(n, 1 + -(-4 * sms // programs)))
+
+
 def _ticket(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, maps: int = 1) -> Config:
     """Small shares of an image, so that little lies between its two reads. Between its last squeeze and its first gate twice as many programs start
     as run at once, four on a multiprocessor: the squeezes have ended when half of them have started, and the excite when the others have."""
@@ -233,7 +238,7 @@ def _ticket(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: in
     shares = max(-(-maps * block_c * hw * itemsize // TICKET_BYTES), 4 * sms // max(n * blocks_c, 1))
     splits = min(steps, 16, power_of_two(shares))
     warps = _warps(block_c, block_p, _each(c if channels_last else hw, itemsize, maps))
-    lag = max(1, min(n, 1 + -(-4 * sms // (blocks_c * splits))))
+    lag = images_between(n, blocks_c * splits, sms)
     if (1 + maps) * block_c * hw * itemsize // splits < TICKET_BYTES and n * blocks_c * splits > 4 * sms and n * c * hw > FEW_ELEMENTS:
         lag = 0  # many programs that each move too little for the time that a ticket and a wait take
     # a limit that leaves two programs to a multiprocessor
