@@ -150,6 +150,16 @@ def load_tile(ptr, offsets, mask, ACC: tl.constexpr, LAST: tl.constexpr = None):
 
 
 @triton.jit
+def store_tile(ptr, value, offsets, mask, LAST: tl.constexpr = None):
+    """LAST: as in load_tile."""
+    value = value.to(ptr.dtype.element_ty)
+    if LAST:
+        tl.store(ptr + offsets, value, mask=mask, eviction_policy="evict_first")
+    else:
+        tl.store(ptr + offsets, value, mask=mask)
+
+
+@triton.jit
 def normalised(x, norm, c, inside, ACC: tl.constexpr):
     """norm(x) of a tile and its derivative [BLOCK_C, 1], norm = (weight, bias, mean, var, eps) of a BatchNorm with its running statistics; x and ones
     where these are None. c [BLOCK_C]: the tile's channels, as the norm counts them. Elements outside of a map are not zero any more."""

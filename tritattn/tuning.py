@@ -35,7 +35,8 @@ class Config:
 
     group (roles of GROUPED alone): BLOCK_C channels x all positions per program; the programs of an image hold it together and wait for each other,
     and `splits` images are held at once.
-    lag (role "ticket" alone): images between the two passes of one launch, or 0 for a launch each.
+    lag: of role "ticket", images between the two passes of one launch, or 0 for a launch each; of planes larger than BLOCK_P, blocks of channels
+    between them, or 0 for programs that make both.
     maxnreg: registers that a thread may take; 0 leaves it to NVIDIA's assembler, which in some kernels spills a few to fit one program more on a
     multiprocessor, and given a number spills at that number alone.
     """
@@ -359,25 +360,40 @@ def _covariance_bwd(n: int, c: int, hw: int, itemsize: int, channels_last: bool,
     return Config(min(power_of_two(c), 128), min(power_of_two(hw), 128), num_warps=8)
 
 
-def _plane(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, resident: int = RESIDENT_ELEMENTS) -> Config:
+def _plane(
+    n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, resident: int = RESIDENT_ELEMENTS, limit: int = 168
+) -> Config:  # fmt: skip
+    """limit: of the registers of a thread that loads 16 bytes of channels-last rows at once, which leaves three programs of four warps."""
     if itemsize == 8:
         resident //= 2
     block_p = power_of_two(hw)
     if channels_last:
         row = min(power_of_two(c), 64 // itemsize)  # 64 bytes, which a shuffled map reads as two runs of 32
         if row * block_p > resident:
-            return Config(row, resident // 2 // row, num_warps=8)
+            step = (1024 if itemsize == 8 else 2048) // row
+            warps = _warps(row, step, _each(c, itemsize))
+            return _ticketed_plane(Config(row, step, num_warps=warps, maxnreg=limit if itemsize == 2 else 0), n, c, hw, itemsize, sms)
         # a whole sector at least; backward has no registers for more elements
         return Config(row // 2 if row * block_p > 4096 else row, block_p, num_warps=8)
     if block_p > resident:
-        return Config(1, 2048, num_warps=8)
+        return _ticketed_plane(Config(1, 2048, num_warps=8), n, c, hw, itemsize, sms)
     block_c = min(power_of_two(c), max(1, 1024 // block_p))
     return Config(block_c, block_p, num_warps=8 if hw % 4 else min(16, max(4, block_c * block_p // 256)))
 
 
+def _ticketed_plane(tile: Config, n: int, c: int, hw: int, itemsize: int, sms: int) -> Config:
+    """As "ticket", but a wave is of one block of channels, so that a plane of any size has enough ranges."""
+    groups, size = max(n * -(-c // tile.block_c), 1), tile.block_c * hw * itemsize
+    steps = -(-hw // tile.block_p)
+    splits = min(steps, 64, power_of_two(max(-(-size // TICKET_BYTES), 4 * sms // groups)))
+    splits = -(-steps // -(-steps // splits))  # none without positions
+    few = 2 * size // splits < TICKET_BYTES and groups * splits > 4 * sms
+    return replace(tile, splits=splits, lag=0 if few else min(groups, 1 + -(-4 * sms // splits)))
+
+
 def _shuffled_plane(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int) -> Config:
     # a channels-last thread holds twice the channels, and each has parameters of its own
-    return _plane(n, c, hw, itemsize, channels_last, sms, RESIDENT_ELEMENTS // 2 if channels_last else RESIDENT_ELEMENTS)
+    return _plane(n, c, hw, itemsize, channels_last, sms, RESIDENT_ELEMENTS // 2 if channels_last else RESIDENT_ELEMENTS, 248)
 
 
 def _lines(n: int, c: int, hw: int, itemsize: int, channels_last: bool, sms: int, w: int) -> Config:

@@ -35,7 +35,7 @@ def _shuffle_shapes(c: int, p: Params) -> dict[str, Any]:
 
 
 BLOCKS = {
-    # bars of planes that fit on chip; others cost 3 and 5
+    # bars of planes that fit on chip; others cost 3 and 5, of which 1 and 2 come from L2
     "shuffle": Block(_shuffle_shapes, _shuffle, fused("shuffle", "groups"), {"groups": 4}, (2, 3), rereads=True),
     "simam": Block(lambda c, p: {}, _simam, fused("simam"), {}, (2, 3), rereads=True),
 }

@@ -54,7 +54,9 @@ def test_programs_that_wait_for_each_other(device, name, shape):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("name", "c"), [("se", 256), ("eca", 256), ("se", 512), ("ese", 512), ("sk", 256), ("splat", 256)])
+@pytest.mark.parametrize(
+    ("name", "c"), [("se", 256), ("eca", 256), ("se", 512), ("ese", 512), ("sk", 256), ("splat", 256), ("shuffle", 264), ("simam", 256)]
+)
 def test_tickets(device, name, c, layout):
     """More programs than run at once, more images than lie between the two passes over one; with weights that a block of images shares, too."""
     op = BY_NAME[name]

@@ -46,13 +46,6 @@ def test_a_meeting_that_one_cannot_attend():
         meet(5, resident=4)
 
 
-def test_a_program_that_waits_for_a_later_one():
-    """In a launch that is not cooperative: an error, and not a test that never ends."""
-    x, y, counter = torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.int32)
-    with pytest.raises(InterpreterError, match="no progress: a program waits for another"):
-        meeting_kernel[(2,)](x, y, counter, TOTAL=2)
-
-
 def test_an_error_in_a_program_ends_the_launch():
     with pytest.raises(InterpreterError, match="unsupported operand"), interleaved():
         meeting_kernel[(2,)](torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.int32), TOTAL="two", launch_cooperative_grid=True)
@@ -98,12 +91,15 @@ def test_values(op, values):
         check(op, make(op, shape, values=values, residual=len(values) % 2 == 0, seed=2), "silu" if len(values) > 3 else "none")
 
 
-# every kind of excite, one or two pools, whose maximum's ties share its gradient, a norm and an activation before, branches
+# every kind of excite, one or two pools, whose maximum's ties share its gradient, a norm and an activation before, branches, and planes
+# that do not fit on chip
 NAMES = ("se", "ese", "eca", "channel_attention", "se-even", "se-before", "scse", "scse-max", "cbam", "sk", "sk-external", "splat")
-TICKETED = [BY_NAME[name] for name in NAMES]
+PLANES = ("shuffle", "simam")
+TICKETED = [BY_NAME[name] for name in (*NAMES, *PLANES)]
 BOTH = "channel_gate_ticket_fwd_kernel", "channel_gate_ticket_bwd_kernel"
 # of the others the forward pass alone
 KERNELS = dict.fromkeys(("scse", "scse-max"), ("concurrent_gate_ticket_fwd_kernel",)) | {"cbam": ("both_squeezes_ticket_fwd_kernel",)}
+KERNELS |= dict.fromkeys(PLANES, ("plane_ticket_fwd_kernel", "plane_ticket_bwd_kernel"))
 KERNELS |= dict.fromkeys(("sk", "sk-external", "splat"), ("select_ticket_fwd_kernel", "select_ticket_bwd_kernel"))
 
 IMAGE = (8, 6, 8)  # whose bytes are more than four times its weights
@@ -137,8 +133,30 @@ def test_values_of_ticketed_maps(op, values, launches):
     """Shares of an image that end within a block, and more images between the passes than there are."""
     turn = TICKETED.index(op) + len(values)
     with tickets(op, lag=1 + turn % 4, block_p=16):
-        check(op, make(op, (2, *IMAGE), values=values, residual=turn % 2 == 0, seed=2), ("none", "relu", "silu")[turn % 3])
+        layout = ("contiguous", "channels_last")[turn // 2 % 2]
+        check(op, make(op, (2, *IMAGE), values=values, layout=layout, residual=turn % 2 == 0, seed=2), ("none", "relu", "silu")[turn % 3])
     assert set(KERNELS.get(str(op), BOTH)) <= set(launches)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PLANES)
+def test_dtypes_of_ticketed_planes(name, dtype, launches):
+    """Channels-last rows, which a shuffled map reads as two runs; more ranges than there are blocks of positions."""
+    op = BY_NAME[name]
+    with tickets(op, splits=5, block_p=16, lag=0 if dtype == "fp16" else 3):
+        check(op, make(op, (2, *IMAGE), dtype=DTYPES[dtype], layout="channels_last", residual=dtype == "bf16"), "relu")
+    assert launches[:2] == list(KERNELS[name])
+
+
+@pytest.mark.parametrize("name", ["cweight", "norm_bias", "residual"])
+def test_ticketed_planes_without_the_gradient_of_the_map(name, launches):
+    op = BY_NAME["shuffle"]
+    inputs = make(op, (2, *IMAGE), residual=True)
+    for other, t in inputs.tensors().items():
+        t.requires_grad_(other == name)
+    with tickets(op):
+        check(op, inputs, "relu", [name])
+    assert not any(counter.any() for counter in _launch._counters.values())
 
 
 # every kind of excite whose weights can be large
@@ -149,7 +167,8 @@ STAGES = {"channel_gate_stages_fwd_kernel", "channel_gate_stages_bwd_kernel"}
 def stages(monkeypatch, images, lag):
     """Blocks of so many images, tiles that cut the products' rows and columns, and ranges of their sums."""
     monkeypatch.setattr(_linear, "blocks", lambda *_: (images, lag))
-    return tuning.forced(_linear.Tile(2, 4, 4, 2), lag=1, splits=2, block_c=4, block_p=4)
+    monkeypatch.setattr(_linear, "choose", lambda *_: _linear.Tile(2, 4, 4, 2))
+    return tuning.forced(lag=1, splits=2, block_c=4, block_p=4)
 
 
 @pytest.mark.parametrize(("name", "lag"), [("se", 1), ("ese", 2), ("channel_attention", 1)])
@@ -192,13 +211,14 @@ def test_tickets_for_the_gradient_of_the_map_alone(op, name, launches):
 
 
 @pytest.mark.parametrize("name", ["se", "eca"])
-def test_the_excites_products_in_any_order(name):
+def test_the_excites_products_in_any_order(name, monkeypatch):
     """Ranges of their sums, and blocks of a convolution's gradient, which the last program to arrive adds."""
+    monkeypatch.setattr(_linear, "choose", lambda *_: _linear.Tile(4, 4, 4, 2))
     op = BY_NAME[name]
     inputs = make(op, (9, 6, 2, 1) if name == "se" else (9, 300, 2, 1))
     found = []
     for seed, resident in enumerate((1, 3, None)):
-        with tuning.forced(_linear.Tile(4, 4, 4, 2)), interleaved(seed, resident, every=True):
+        with interleaved(seed, resident, every=True):
             found.append(run(fused, op, inputs))
     assert all(torch.equal(t, found[0][key]) for got in found for key, t in got.items())
     assert not any(counter.any() for counter in _launch._counters.values())

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import reference
 from .._library import Family
 from . import _checks
-from ._launch import Cotangent, Map, kernels, matrix
+from ._launch import Cotangent, Map, counters, kernels, matrix
 
 RANKS = (3, 4, 5)
 PARAMETERS = ("cweight", "cbias", "sweight", "sbias", "norm_weight", "norm_bias")
@@ -30,27 +30,41 @@ def _fake(x, cweight, cbias, sweight, sbias, norm_weight, norm_bias, residual, s
     return torch.empty_like(x), x.new_empty((x.shape[0], 2, x.shape[1]), dtype=reference.accumulator(x.dtype))
 
 
-def _arguments(m: Map, params: Sequence[Tensor | None], spec: PlaneSpec) -> dict[str, Any]:
-    """What both kernels take."""
+def _arguments(m: Map, params: Sequence[Tensor | None], spec: PlaneSpec, both: bool = True) -> tuple[tuple[int], dict[str, Any], bool]:
+    """(grid, what both kernels take, whether the planes are read twice, if `both` passes are made); see kernels/plane_ticket.py."""
     config = m.config("shuffled_plane" if spec.groups else "plane")
-    return dict(
+    # a shuffled row of channels comes in pairs
+    block_c = max(config.block_c, 2) if spec.groups and m.channels_last else config.block_c
+    groups = m.n * -(-m.c // block_c)
+    args = dict(
         **{f"{name}_ptr": matrix(t) for name, t in zip(PARAMETERS, params, strict=True)}, **m.args,
         per_group=m.c // spec.groups if spec.groups else m.c, SHUFFLE=spec.groups > 0, HAS_AFFINE=params[4] is not None, EPS=float(spec.eps),
-        GATE=spec.gate, RESIDENT=config.block_p >= m.hw, BLOCK_C=_channels(m, config.block_c, spec), BLOCK_P=config.block_p,
-        **config.options,
+        GATE=spec.gate, BLOCK_C=block_c, BLOCK_P=config.block_p, **config.options,
     )  # fmt: skip
+    if config.block_p >= m.hw:
+        return (groups,), args, False
+    tickets = config.lag > 0
+    splits = config.splits if tickets else 1
+    lag = config.lag if both else 0
+    args.update(
+        groups=groups, lag=lag, SPLITS=splits, TICKETS=tickets, counter_ptr=counters(m.x, 2 * groups + 1) if tickets else None
+    )  # fmt: skip
+    return ((groups + lag) * splits * (1 + both) if tickets else groups,), args, True
 
 
-def _channels(m: Map, block_c: int, spec: PlaneSpec) -> int:
-    """A shuffled row of channels comes in pairs."""
-    return max(block_c, 2) if spec.groups and m.channels_last else block_c
+def _slots(m: Map, args: dict[str, Any]) -> Tensor | None:
+    """Two sums of each range of positions of each channel."""
+    return m.small(m.n, args["SPLITS"], 2, m.c) if args["SPLITS"] > 1 else None
 
 
 def _launch(x, cweight, cbias, sweight, sbias, norm_weight, norm_bias, residual, spec: PlaneSpec) -> tuple[Tensor, ...]:
     m = Map(x)
     y, moments = m.empty(), m.small(m.n, 2, m.c)
-    args = _arguments(m, (cweight, cbias, sweight, sbias, norm_weight, norm_bias), spec)
-    kernels().plane_gate_fwd_kernel[(m.n * -(-m.c // args["BLOCK_C"]),)](
+    grid, args, twice = _arguments(m, (cweight, cbias, sweight, sbias, norm_weight, norm_bias), spec)
+    kernel = kernels().plane_gate_fwd_kernel
+    if twice:
+        kernel, args["part_ptr"] = kernels().plane_ticket_fwd_kernel, _slots(m, args)
+    kernel[grid](
         x_ptr=m.x, residual_ptr=m.same(residual), y_ptr=y, moments_ptr=moments, HAS_RESIDUAL=residual is not None, ACTIVATION=spec.activation, **args
     )
     return m.output(y), moments
@@ -66,14 +80,19 @@ def _backward(grads, inputs, saved, spec: PlaneSpec, needs: Sequence[bool]) -> S
     found: list[Tensor | None] = [None] * 8
     if any(needs[:7]) or cotangent.da is not None:
         dx = m.empty() if needs[0] else None
-        part = m.small(m.n, 2, m.c) if any(needs[1:7]) else None
-        args = _arguments(m, params, spec)
-        kernels().plane_gate_bwd_kernel[(m.n * -(-m.c // args["BLOCK_C"]),)](
+        grid, args, twice = _arguments(m, params, spec, dx is not None)
+        part = m.small(m.n, 2, m.c) if twice or any(needs[1:7]) else None
+        kernel = kernels().plane_gate_bwd_kernel
+        if twice:
+            kernel, args["slots_ptr"] = kernels().plane_ticket_bwd_kernel, _slots(m, args)
+        else:
+            args["STORE_PART"] = part is not None
+        kernel[grid](
             x_ptr=m.x, moments_ptr=saved[0], da_ptr=cotangent.da, dx_ptr=dx, part_ptr=part, STORE_DA=cotangent.da is not None,
-            STORE_DX=dx is not None, STORE_PART=part is not None, **args, **cotangent.args(),
+            STORE_DX=dx is not None, **args, **cotangent.args(),
         )  # fmt: skip
         found[0] = None if dx is None else m.output(dx)
-        if part is not None:
+        if part is not None and any(needs[1:7]):
             found[1:7] = _parameter_grads(part, params, spec, needs[1:7])
         if cotangent.da is not None:
             cotangent.stored()
@@ -153,7 +172,7 @@ def simam(
     mean and sum over the M positions of each plane. No parameters.
 
     One launch each way. The map is read once while a plane fits on chip: up to 8192 positions of a contiguous map (4096 in fp64), 256 of a
-    channels-last one (512 in fp32); a larger plane is read twice, the second time mostly from L2.
+    channels-last one (512 in fp32); a larger plane is read twice, the second time from L2.
 
     Args: x: [N, C, *spatial] with one to three spatial dimensions; float32, float16, bfloat16 or float64; e_lambda: positive; gate: f, one of
     sigmoid, hard_sigmoid, relu, none; residual: of x's shape and dtype; activation: a, one of none, relu, silu, hardswish, gelu. Planes of a single
