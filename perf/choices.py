@@ -80,10 +80,14 @@ def _choosing(answer: Callable[[Asked, Callable[[], Answer]], Answer]) -> Iterat
     def chosen(*args: Any) -> Answer:
         return answer(_question(*args), lambda: choose(*args))
 
-    def chosen_tile(m: int, j: int, k: int, itemsize: int, processors: int, device: Any = None, *rest: Any) -> Answer:
-        args = (m, j, k, itemsize, processors)
+    def chosen_tile(
+        m: int, j: int, k: int, itemsize: int, processors: int, device: Any = None, role: str = "linear", right: Any = None
+    ) -> Answer:  # fmt: skip
+        def usual() -> Answer:
+            return choose_tile(m, j, k, itemsize, processors, device, role, right)
+
         # without a device it is a matter of the launch that the product is a part of
-        return choose_tile(*args) if device is None else answer(Product(*args, *rest), lambda: choose_tile(*args, device, *rest))
+        return usual() if device is None else answer(Product(m, j, k, itemsize, processors, role, right), usual)
 
     with mock.patch.object(tuning, "choose", chosen), mock.patch.object(_linear, "choose", chosen_tile):
         yield

@@ -4,6 +4,8 @@ Inside `interleaved` the programs of a cooperative launch, or of every launch, s
 atomic to atomic; at most `resident` of them have started and not ended, as on a GPU that holds that many. tritattn's routing, which keeps kernels
 from an interpreter that cannot run them, is told that this one can.
 
+Programs of other launches run one after another, so one that waits for a later one is an error.
+
 It explores every order of whole stretches and no weaker memory: what one program stored, the next one sees.
 """
 
@@ -105,6 +107,9 @@ class Programs:
         self._take_turn(index)
 
 
+_running: list[Programs] = []  # of all `interleaved` that are inside each other
+
+
 def _interpreter() -> Any:
     import triton.runtime.interpreter as interpreter
 
@@ -124,17 +129,21 @@ def interleaved(seed: int = 0, resident: int | None = None, every: bool = False)
     def launched(self: Any, *args: Any, **kwargs: Any) -> None:
         if not (every or kwargs.get("launch_cooperative_grid")) or isinstance(self.fn, Programs):
             return launch(self, *args, **kwargs)
-        running.append(Programs(self.fn, draw, resident))
-        self.fn = running[-1]
+        self.fn = Programs(self.fn, draw, resident)
+        running.append(self.fn)
+        _running.append(self.fn)
         try:
             return launch(self, *args, **kwargs)
         finally:
             running.pop()
+            _running.pop()
 
     def changed(self: Any, operation: Any, pointers: Any, value: Any, *rest: Any) -> Any:
         before = change(self, operation, pointers, value, *rest)
         if running:
             running[-1].switch(bool(value.data.any()))  # all of them add
+        elif not _running and not value.data.any() and not before.data.any():
+            raise RuntimeError("no progress: a program waits for another, and all of those before it have ended")
         return before
 
     patches: list[Any] = [mock.patch.object(executor, "__call__", launched), mock.patch.object(builder, "create_atomic_rmw", changed)]

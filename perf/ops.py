@@ -13,7 +13,7 @@ from .blocks.block import TAILS
 # What a run without --ops measures, the most important first.
 OPS = (
     *("se+residual+relu", "cbam+residual+relu", "se", "cbam", "scse", "eca", "sse", "scse_max", "scse+residual+relu", "ese", "cse"),
-    *("norm_se+residual+relu", "norm_se", "shuffle", "simam", "ge"),
+    *("norm_se+residual+relu", "norm_se", "norm_silu_se", "shuffle", "simam", "ge"),
     *("se+relu", "se+residual", "eca+residual+relu", "sse+residual+relu", "channel_attention", "spatial_attention"),
     *("gc", "gc_scale", "gsop"),
     *("sk", "splat"),

@@ -60,7 +60,7 @@ SETS = {
             Site(1, 672, 7, 7, 28),
         ),
         (256, 1),
-        ("se",),
+        ("se", "norm_silu_se"),
         {"hidden": "silu"},
         epilogues=False,
     ),

@@ -49,9 +49,10 @@ class Tile:
 
     @cached_property
     def args(self) -> dict[str, int | bool]:
-        """The tile as kernels take it, and beside it a limit of registers that leaves two programs on a multiprocessor or more."""
+        """The tile as kernels take it, and beside it a limit of registers that leaves three programs on a multiprocessor, or two of the largest."""
+        held = self.block_m * self.block_j + ((self.block_m + self.block_j) * self.block_k if self.units else 0)
         tile = dict(BLOCK_M=self.block_m, BLOCK_J=self.block_j, BLOCK_K=self.block_k, SPLITS=self.splits, UNITS=self.units)
-        return {**tile, **options(self.num_warps, 248 if self.block_m * self.block_j >= 1024 * self.num_warps else 168)}
+        return {**tile, **options(self.num_warps, 248 if held >= 1024 * self.num_warps else 168)}
 
     @property
     def slot(self) -> int:
@@ -106,8 +107,9 @@ def likely(m: int, j: int, k: int, itemsize: int, processors: int, role: str, ri
         if (block_k := min(k_block, PRODUCTS // (block_m * block_j), 512)) >= min(k_block, 32):
             tiles.append(Tile(block_m, block_j, block_k))
         if itemsize == 4 and min(m, j, k) >= 16:
-            # what two fp32 operands are split into takes registers
-            tiles += [Tile(block_m, block_j, block_k, units=True) for block_k in (32, 64) if (block_m + block_j) * block_k <= 4096]
+            # what two fp32 operands are split into takes registers; of the longest steps of two products some spill whatever the limit of them
+            most = {32: 4096, 64: 3072 if role == "both_weights" else 4096}
+            tiles += [Tile(block_m, block_j, block_k, units=True) for block_k in most if (block_m + block_j) * block_k <= most[block_k]]
     cut = {Tile(t.block_m, t.block_j, t.block_k, 1 << s, t.units): None for t in tiles for s in range(6) if t.block_k << s < t.block_k + k}
     share = processors // 2 if role == "both_weights" else processors
     return sorted(cut, key=lambda tile: tile.time(m, j, k, itemsize, share, right))

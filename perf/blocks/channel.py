@@ -1,4 +1,4 @@
-"""SE, also after a BatchNorm, ESE, ECA and cSE."""
+"""SE, also after a BatchNorm and an activation, ESE, ECA and cSE."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import GATES, LAYERS, Block, Params, Peer, Weights, fused, mlp, mlp_shapes
+from .block import GATES, HIDDEN, LAYERS, Block, Params, Peer, Weights, fused, mlp, mlp_shapes
 
 
 def _se(x: Tensor, w: Weights, p: Params) -> Tensor:
@@ -26,11 +26,18 @@ def _eca(x: Tensor, w: Weights, p: Params) -> Tensor:
 
 
 def _norm_se(x: Tensor, w: Weights, p: Params) -> Tensor:
-    return _se(w["before_norm"](x), w, p)
+    return _se(HIDDEN[p["before"]](w["before_norm"](x)), w, p)
 
 
 def _norm_shapes(c: int, p: Params) -> dict[str, Any]:
     return {**mlp_shapes(c, p), "before_norm": partial(nn.BatchNorm2d, c)}
+
+
+def _norm_defaults(hidden: str, before: str) -> Params:
+    return {"rd": 0, "hidden": hidden, "gate": "sigmoid", "before": before}
+
+
+_NORMED = fused("se", "hidden", "gate", "before")
 
 
 def cse(x: Tensor, w: Weights, p: Params) -> Tensor:
@@ -58,9 +65,9 @@ _PEERS = {"timm": Peer(_timm_se), "torchvision": Peer(_torchvision_se)}
 BLOCKS = {
     "se": Block(mlp_shapes, _se, fused("se", "hidden", "gate"), {"rd": 0, "hidden": "relu", "gate": "sigmoid"}, (3, 4), _PEERS),
     # after the BatchNorm, in training, which ends a residual block's branch; its statistics are of all images, so that nothing stays on chip
-    "norm_se": Block(
-        _norm_shapes, _norm_se, fused("se", "hidden", "gate"), {"rd": 0, "hidden": "relu", "gate": "sigmoid"}, (3, 5), floor=(3, 5), rereads=True
-    ),
+    "norm_se": Block(_norm_shapes, _norm_se, _NORMED, _norm_defaults("relu", "none"), (3, 5), floor=(3, 5), rereads=True),
+    # in the middle of an inverted residual, where an activation follows the norm: the squeeze is another pass, from which the gate's reads L2
+    "norm_silu_se": Block(_norm_shapes, _norm_se, _NORMED, _norm_defaults("silu", "silu"), (4, 5), floor=(3, 5), rereads=True),
     "ese": Block(
         lambda c, p: {"w": (c, c, 1, 1), "b": (c,)}, _ese, fused("ese", "gate"), {"gate": "hard_sigmoid"}, (3, 4), {"timm": Peer(_timm_ese)}
     ),

@@ -46,6 +46,13 @@ def test_a_meeting_that_one_cannot_attend():
         meet(5, resident=4)
 
 
+def test_a_program_that_waits_for_a_later_one():
+    """In a launch that is not cooperative: an error, and not a test that never ends."""
+    x, y, counter = torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.int32)
+    with pytest.raises(InterpreterError, match="no progress: a program waits for another"):
+        meeting_kernel[(2,)](x, y, counter, TOTAL=2)
+
+
 def test_an_error_in_a_program_ends_the_launch():
     with pytest.raises(InterpreterError, match="unsupported operand"), interleaved():
         meeting_kernel[(2,)](torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.int32), TOTAL="two", launch_cooperative_grid=True)
@@ -167,8 +174,7 @@ STAGES = {"channel_gate_stages_fwd_kernel", "channel_gate_stages_bwd_kernel"}
 def stages(monkeypatch, images, lag):
     """Blocks of so many images, tiles that cut the products' rows and columns, and ranges of their sums."""
     monkeypatch.setattr(_linear, "blocks", lambda *_: (images, lag))
-    monkeypatch.setattr(_linear, "choose", lambda *_: _linear.Tile(2, 4, 4, 2))
-    return tuning.forced(lag=1, splits=2, block_c=4, block_p=4)
+    return tuning.forced(_linear.Tile(2, 4, 4, 2), lag=1, splits=2, block_c=4, block_p=4)
 
 
 @pytest.mark.parametrize(("name", "lag"), [("se", 1), ("ese", 2), ("channel_attention", 1)])
@@ -211,14 +217,13 @@ def test_tickets_for_the_gradient_of_the_map_alone(op, name, launches):
 
 
 @pytest.mark.parametrize("name", ["se", "eca"])
-def test_the_excites_products_in_any_order(name, monkeypatch):
+def test_the_excites_products_in_any_order(name):
     """Ranges of their sums, and blocks of a convolution's gradient, which the last program to arrive adds."""
-    monkeypatch.setattr(_linear, "choose", lambda *_: _linear.Tile(4, 4, 4, 2))
     op = BY_NAME[name]
     inputs = make(op, (9, 6, 2, 1) if name == "se" else (9, 300, 2, 1))
     found = []
     for seed, resident in enumerate((1, 3, None)):
-        with interleaved(seed, resident, every=True):
+        with tuning.forced(_linear.Tile(4, 4, 4, 2)), interleaved(seed, resident, every=True):
             found.append(run(fused, op, inputs))
     assert all(torch.equal(t, found[0][key]) for got in found for key, t in got.items())
     assert not any(counter.any() for counter in _launch._counters.values())

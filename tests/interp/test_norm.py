@@ -1,4 +1,5 @@
-"""A BatchNorm that trains in front of a channel gate: when it is part of the gate's passes, and what it keeps doing."""
+"""A BatchNorm that trains in front of a channel gate, and an activation between: when they are part of the gate's passes, and what the norm keeps
+doing."""
 
 import copy
 
@@ -6,7 +7,9 @@ import peer_blocks
 import pytest
 import torch
 import torch.nn.functional as F
+from eager_blocks import HIDDEN
 from peer_blocks import residual
+from peer_imports import peer
 from peer_pairs import assert_same, step
 from torch import nn
 
@@ -17,7 +20,11 @@ from tritattn._spec import Spec
 from tritattn.ops._norm import norm_gate
 
 C = 6
-KERNELS = ["channel_moments_kernel", "norm_statistics_kernel", "linear_kernel", "linear_kernel", "gate_fwd_kernel"]
+KERNELS = {
+    "none": ["channel_moments_kernel", "norm_statistics_kernel", "linear_kernel", "linear_kernel", "gate_fwd_kernel"],
+    "silu": ["channel_moments_kernel", "norm_statistics_kernel", "channel_gate_stages_fwd_kernel"],
+}
+BEFORE = tuple(KERNELS)
 
 
 def parameters():
@@ -38,13 +45,13 @@ def called(norm, x, **options):
     return y, dict(norm.named_buffers()), list(names)
 
 
-def compare(norm, x, fused, **options):
+def compare(norm, x, fused, before="none", **options):
     """The same as if the norm were called, in its training's statistics too; whether its passes were the gate's."""
     again = copy.deepcopy(norm)
-    y, buffers, names = called(norm, x, **options)
-    torch.testing.assert_close(y, ops.se(again(x), *parameters(), **options))
+    y, buffers, names = called(norm, x, before=before, **options)
+    torch.testing.assert_close(y, ops.se(HIDDEN[before](again(x)), *parameters(), **options))
     torch.testing.assert_close(buffers, dict(again.named_buffers()))
-    assert (names == KERNELS) is fused, names
+    assert (names == KERNELS[before]) is fused, names
 
 
 @pytest.mark.parametrize(
@@ -58,20 +65,29 @@ def compare(norm, x, fused, **options):
     ],
     ids=str,
 )
-def test_options(options, fused):
+@pytest.mark.parametrize("before", BEFORE)
+def test_options(options, fused, before):
     norm = nn.BatchNorm2d(C, **options)
     for _ in range(2):
-        compare(norm, sample(3, C, 4, 5), fused, activation="relu", residual=sample(3, C, 4, 5))
+        compare(norm, sample(3, C, 4, 5), fused, before, activation="relu", residual=sample(3, C, 4, 5))
     if norm.running_mean is None:
-        compare(norm.eval(), sample(3, C, 4, 5), fused)
+        compare(norm.eval(), sample(3, C, 4, 5), fused, before)
     if norm.bias is not None:
         norm.register_parameter("bias", None)
-        compare(norm.train(), sample(3, C, 4, 5), fused)
+        compare(norm.train(), sample(3, C, 4, 5), fused, before)
+
+
+def test_parameters_with_strides():
+    norm = nn.BatchNorm2d(C)
+    for name in ("weight", "bias"):
+        setattr(norm, name, nn.Parameter(torch.randn(C, 2, generator=torch.Generator().manual_seed(2))[:, 0]))
+    compare(norm, sample(2, C, 3, 4), True)
 
 
 def test_other_ranks():
     compare(nn.BatchNorm1d(C), sample(3, C, 7), True)
-    compare(nn.BatchNorm3d(C), sample(2, C, 2, 3, 2).to(memory_format=torch.channels_last_3d), True)
+    for before in BEFORE:
+        compare(nn.BatchNorm3d(C), sample(2, C, 2, 3, 2).to(memory_format=torch.channels_last_3d), True, before)
 
 
 def test_what_else_a_call_does():
@@ -82,27 +98,31 @@ def test_what_else_a_call_does():
     hooked = nn.BatchNorm2d(C)
     hooked.register_forward_hook(lambda module, args, y: y + 1)
     for norm in (Twice(C), hooked, nn.SyncBatchNorm(C).eval(), nn.GroupNorm(2, C)):
-        compare(norm, sample(2, C, 3, 4), False)
-    compare(nn.BatchNorm2d(C), sample(2, C, 3, 4), False, before="silu")
-    compare(nn.BatchNorm2d(C), sample(2, C, 3, 4), False, pool="avg_max")
+        for before in BEFORE:
+            compare(norm, sample(2, C, 3, 4), False, before)
+    for before in BEFORE:
+        compare(nn.BatchNorm2d(C), sample(2, C, 3, 4), False, before, pool="avg_max")
 
 
 def test_too_few_values():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         ops.se(sample(1, C, 1, 1), *parameters(), before_norm=nn.BatchNorm2d(C))
-    norm = nn.BatchNorm2d(C)
-    compare(norm, sample(1, C, 1, 2), True)
+    for before in BEFORE:
+        compare(nn.BatchNorm2d(C), sample(1, C, 1, 2), True, before)
     assert ops.se(sample(0, C, 3, 4), *parameters(), before_norm=nn.BatchNorm2d(C)).shape == (0, C, 3, 4)
 
 
-def test_wrong_norms_are_named():
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match=r"^before: got 'tanh'"):
+        ops.se(sample(2, C, 3, 4), *parameters(), before="tanh", before_norm=nn.BatchNorm2d(C))
     with pytest.raises(ValueError, match=r"^before_norm: got a BatchNorm2d of 5 channels, expected 6"):
         ops.se(sample(2, C, 3, 4), *parameters(), before_norm=nn.BatchNorm2d(5))
     with pytest.raises(TypeError, match=r"^before_norm: got int"):
         ops.se(sample(2, C, 3, 4), *parameters(), before_norm=3)
 
 
-def test_only_the_gradients_that_are_asked_for():
+@pytest.mark.parametrize("before", BEFORE)
+def test_only_the_gradients_that_are_asked_for(before):
     x, r, norm = sample(2, C, 3, 4), sample(2, C, 3, 4), nn.BatchNorm2d(C)
     params = parameters()
     leaves = {"x": x, "residual": r, "w1": params[0], "b2": params[3], "weight": norm.weight, "bias": norm.bias}
@@ -110,7 +130,7 @@ def test_only_the_gradients_that_are_asked_for():
     def gradients(names):
         for name, t in leaves.items():
             t.requires_grad_(name in names)
-        y = ops.se(x, *params, before_norm=norm, residual=r, activation="silu")
+        y = ops.se(x, *params, before=before, before_norm=norm, residual=r, activation="silu")
         return dict(zip(names, torch.autograd.grad(y, [leaves[name] for name in names], torch.ones_like(y)), strict=True))
 
     every = gradients(list(leaves))
@@ -118,7 +138,8 @@ def test_only_the_gradients_that_are_asked_for():
         torch.testing.assert_close(gradients([name])[name], every[name], rtol=0, atol=0)
 
 
-def test_gradients_of_gradients():
+@pytest.mark.parametrize("before", BEFORE)
+def test_gradients_of_gradients(before):
     def second(gated):
         x, norm = sample(2, C, 2, 2).double().requires_grad_(), nn.BatchNorm2d(C).double()
         params = [p.double().requires_grad_() for p in parameters()]
@@ -126,25 +147,27 @@ def test_gradients_of_gradients():
         (dx,) = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)
         return torch.autograd.grad(dx.pow(2).sum(), [x, *params, norm.weight, norm.bias])
 
-    found = second(lambda x, norm, params: ops.se(x, *params, before_norm=norm, hidden="silu"))
-    torch.testing.assert_close(found, second(lambda x, norm, params: ops.se(norm(x), *params, hidden="silu")))
+    found = second(lambda x, norm, params: ops.se(x, *params, before=before, before_norm=norm, hidden="silu"))
+    torch.testing.assert_close(found, second(lambda x, norm, params: ops.se(HIDDEN[before](norm(x)), *params, hidden="silu")))
 
 
-def test_a_mean_that_fp32_rounds():
+@pytest.mark.parametrize("before", ["none", "relu", "gelu"])
+def test_a_mean_that_fp32_rounds(before):
     """By up to 2^-13; every gradient of the same sign would let that into the weight's."""
     x = sample(4, C, 8, 8) + 4096.3
 
     def weight_gradient(dtype):
         norm = nn.BatchNorm2d(C, dtype=dtype)
-        y = ops.se(x.to(dtype), *(p.to(dtype) for p in parameters()), before_norm=norm)
+        y = ops.se(x.to(dtype), *(p.to(dtype) for p in parameters()), before=before, before_norm=norm)
         return torch.autograd.grad((y * (1 + 0.1 * sample(4, C, 8, 8).to(dtype))).sum(), norm.weight)[0]
 
     torch.testing.assert_close(weight_gradient(torch.float32).double(), weight_gradient(torch.float64), rtol=0, atol=2e-3)
 
 
-def test_gradients_of_the_statistics():
+@pytest.mark.parametrize("before", BEFORE)
+def test_gradients_of_the_statistics(before):
     """Which nothing but running statistics takes, without gradients; they are results all the same."""
-    x, norm, spec = sample(2, C, 3, 5).double(), nn.BatchNorm2d(C).double(), Spec("avg", "mlp", "relu", eps="1e-05")
+    x, norm, spec = sample(2, C, 3, 5).double(), nn.BatchNorm2d(C).double(), Spec("avg", "mlp", "relu", eps="1e-05", before=before)
     leaves = [t.detach().double().requires_grad_() for t in (x, *parameters(), norm.weight, norm.bias)]
     weigh = sample(2, C).double()
 
@@ -198,3 +221,25 @@ def test_a_converted_residual_block(launches):
         with tritattn.backend("reference"):
             assert_same(found, step(original, x))
     assert block.bn3.num_batches_tracked == 2 and not torch.equal(block.bn3.running_var, torch.ones(8).double())
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchvision"])
+def test_a_converted_inverted_residual(kind, launches):
+    """Whose norm has the activation inside, in timm's case."""
+    torch.manual_seed(0)
+    if kind == "timm":
+        module = peer("timm.models._efficientnet_blocks")
+        original = module.InvertedResidual(8, 8, exp_ratio=2.0, act_layer=nn.SiLU, se_layer=module.SqueezeExcite).double()
+    else:
+        module = peer("torchvision.models.efficientnet")
+        original = module.MBConv(module.MBConvConfig(2, 3, 1, 8, 8, 1), 0.0, nn.BatchNorm2d).double()
+    block = copy.deepcopy(original)
+    tritattn.convert(block)
+    x = sample(2, 8, 4, 3).double()
+    for _ in range(2):
+        launches.clear()
+        found = step(block, x)
+        assert launches.count("norm_statistics_kernel") == launches.count("norm_gate_bwd_input_kernel") == 1
+        with tritattn.backend("reference"):
+            assert_same(found, step(original, x))
+    torch.testing.assert_close(dict(block.named_buffers()), dict(original.named_buffers()))

@@ -8,7 +8,7 @@ from cases import BY_NAME, OPS, VALUES, check, fused, make, run
 from interpreter import reversed_programs
 from tritattn.kernels.excite import arrive
 
-from tritattn import _linear, ops, tuning
+from tritattn import ops, tuning
 from tritattn._linear import Tile
 from tritattn.ops.convolution import convolve
 
@@ -142,11 +142,10 @@ PRODUCTS = [Tile(16, 32, 32, 2, True), Tile(32, 16, 32, 1, True), Tile(8, 32, 16
 
 @pytest.mark.parametrize(("strategy", "tile"), [(s, t) for s in STRATEGIES for t in PRODUCTS if s == "launches" or t.units], ids=str)
 @pytest.mark.parametrize("name", ["se", "ese", "channel_attention-pools"])
-def test_products_of_the_excite(name, tile, strategy, monkeypatch):
-    monkeypatch.setattr(_linear, "choose", lambda *_: tile)
+def test_products_of_the_excite(name, tile, strategy):
     op = BY_NAME[name]
     inputs = make(op, (18, 40, 2, 1), dtype=(torch.float32, torch.bfloat16)[PRODUCTS.index(tile) % 2], seed=8)
-    with tuning.forced(**STRATEGIES[strategy]):
+    with tuning.forced(tile=tile, **STRATEGIES[strategy]):
         got = check(op, inputs)
         if strategy == "launches":  # a launch of stages has no other order than its tickets'
             same_in_any_order(op, inputs, "none", got)
@@ -154,9 +153,9 @@ def test_products_of_the_excite(name, tile, strategy, monkeypatch):
 
 @pytest.mark.parametrize("values", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("name", ["se", "ese"])
-def test_values_in_products_of_the_excite(name, values, monkeypatch):
-    monkeypatch.setattr(_linear, "choose", lambda *_: PRODUCTS[0])
-    check(BY_NAME[name], make(BY_NAME[name], (3, 40, 2, 1), values=values, seed=8))
+def test_values_in_products_of_the_excite(name, values):
+    with tuning.forced(tile=PRODUCTS[0]):
+        check(BY_NAME[name], make(BY_NAME[name], (3, 40, 2, 1), values=values, seed=8))
 
 
 @pytest.mark.parametrize("values", ["offset", "inf"])

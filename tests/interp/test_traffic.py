@@ -27,7 +27,7 @@ from tritattn.ops._launch import Map
 LAUNCHES = {"sse": 1, "scse": 1, "scse_max": 1}
 LAUNCHES |= {"cbam": 3, "spatial_attention": 3, "gc": 8, "gc_scale": 8, "gsop": 10, "shuffle": 1, "simam": 1, "sk": 1, "splat": 1}
 LAUNCHES |= {"coord": 17, "strip": 8, "triplet": 15, "bam": 24}
-LAUNCHES |= {"norm_se": 10}  # half of them for the running statistics
+LAUNCHES |= {"norm_se": 10, "norm_silu_se": 8}  # half of them for the running statistics
 LAUNCHES |= {"mscam": 9, "aff": 9, "iaff": 18}
 
 

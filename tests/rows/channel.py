@@ -80,15 +80,16 @@ def _preceded(op: Op, before: str, norm: bool = True) -> Op:
     return replace(op, name=f"{op.name}-before", shapes=shapes, call=call, eager=eager, ranks=ranks, main=False)
 
 
-def _normed(op: Op, affine: bool, **more: Any) -> Op:
-    """The row on norm(x) with a BatchNorm that trains."""
+def _normed(op: Op, affine: bool, before: str = "none", **more: Any) -> Op:
+    """The row on b(norm(x)) with a BatchNorm that trains."""
 
     def call(x: Tensor, p: Params, **epilogue: Any) -> Tensor:
-        return op.call(x, p, before_norm=p["before_norm"], **epilogue)
+        return op.call(x, p, before=before, before_norm=p["before_norm"], **epilogue)
 
+    name = f"{op.name}-trained" if before == "none" else f"{op.name}-trained-before"
     return replace(
-        op, name=f"{op.name}-trained", shapes=join(op.shapes, lambda s: {"before_norm": lambda: nn.BatchNorm2d(s[1], momentum=0.3, affine=affine)}),
-        call=call, eager=lambda x, p: op.eager(p["before_norm"](x), p), ranks=(4,), families=("norm_gate",),
+        op, name=name, shapes=join(op.shapes, lambda s: {"before_norm": lambda: nn.BatchNorm2d(s[1], momentum=0.3, affine=affine)}),
+        call=call, eager=lambda x, p: op.eager(HIDDEN[before](p["before_norm"](x)), p), ranks=(4,), families=("norm_gate",),
         refused=lambda s: s[0] * s[2] * s[3] == 1, **more,
     )  # fmt: skip
 
@@ -136,4 +137,6 @@ OPS += [
     _preceded(_ROWS["channel_attention-gate"], "hardswish"),
     _normed(_ROWS["se"], True),
     _normed(_ROWS["eca"], False, main=False),
+    _normed(_ROWS["se"], True, "silu"),
+    _normed(_ROWS["ese-sigmoid"], False, "hardswish"),
 ]

@@ -221,9 +221,9 @@ class ChannelGate(Block):
     for b(before_norm(x)) instead of x.
 
     b: none, relu, relu6, leaky_relu, silu, hardswish, gelu. before_norm: a module that returns x's shape; a BatchNorm is part of the passes in
-    evaluation as long as its parameters need no gradient, and in training in front of a block that pools means alone, with b none; every other is
-    called. It is the network's and stays there: `block(conv(x), residual,
-    before="silu", before_norm=bn)` for block(silu(bn(conv(x))), residual). With `residual=True` x itself is added, not what b makes of it.
+    evaluation as long as its parameters need no gradient, and in training in front of a block that pools means alone; every other is called. It is
+    the network's and stays there: `block(conv(x), residual, before="silu", before_norm=bn)` for block(silu(bn(conv(x))), residual). With
+    `residual=True` x itself is added, not what b makes of it.
     """
 
     def forward(self, x: Tensor, residual: Tensor | None = None, before: str = "none", before_norm: nn.Module | None = None) -> Tensor:

@@ -69,9 +69,10 @@ def image_excite(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec) -> di
     convolution = spec.kind in ("conv", "circular")
     # as much of a weight as 8 warps load in two vectors each; of a convolution's input, which they load once for every tap, four elements a thread
     block_r = min(tuning.power_of_two(_sizes(w1, spec)[2]), 32) if spec.kind == "mlp" else 32
+    rows = 8192 // (block_r * w2.element_size()) if w2 is not None else 1
     return dict(
         KIND=spec.kind, TAPS=w2.numel() if w2 is not None and convolution else 0, EXCITE_R=block_r,
-        EXCITE_C=min(tuning.power_of_two(m.c), 1024 if convolution else 4096 // block_r),
+        EXCITE_C=min(tuning.power_of_two(m.c), 1024 if convolution else rows),
     )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""A BatchNorm that trains and the channel gate after it, in the same passes: its statistics come from the pass that squeezes, its gradients from the
-sums that the gate's take. The normalised map is never stored."""
+"""A BatchNorm that trains, an activation or none, and the channel gate after them, in the same passes: the norm's gradients come from the pass that
+the gate's takes, and without an activation its statistics from the one that squeezes. Neither map between them is ever stored."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from .. import reference, tuning
 from .._library import Family
 from .._spec import Spec
 from . import _checks, _excite
-from ._launch import Cotangent, Map, gate_forward, kernels, matrix
+from ._launch import Cotangent, Map, Norm, gate_forward, kernels, matrix
 from ._networks import hooked
 
-SAVED = ("mean", "var", "rest", "apart", *_excite.RESULTS)
+SAVED = ("mean", "var", "rest", "start", "apart", *_excite.RESULTS)
 
 
 def _fake(x, w1, *rest) -> tuple[Tensor, ...]:
     n, c = x.shape[:2]
-    acc = reference.accumulator(x.dtype)
-    statistics = (x.new_empty(shape, dtype=acc) for shape in ((c,), (c,), (c,), (n, c)))
-    return torch.empty_like(x), *statistics, *_excite.fake(x, w1, rest[-1])
+    acc, spec = reference.accumulator(x.dtype), rest[-1]
+    statistics = (x.new_empty(shape, dtype=acc) for shape in (*[(c,)] * 4, (n, c) if spec.before == "none" else (0,)))
+    return torch.empty_like(x), *statistics, *_excite.fake(x, w1, spec)
+
+
+def _map(x, norm: Norm, spec: Spec) -> Map:
+    return Map(x, norm=norm, before=spec.before, eps=spec.eps)
 
 
 def _per_channel(m: Map) -> dict[str, Any]:
@@ -32,9 +36,10 @@ def _per_channel(m: Map) -> dict[str, Any]:
 
 
 def _launch(x, w1, b1, w2, b2, weight, bias, residual, spec: Spec) -> tuple[Tensor, ...]:
-    _, mean, var, rest, apart, *excited = _fake(x, w1, spec)
+    _, mean, var, rest, start, apart, *excited = _fake(x, w1, spec)
     out = _excite.Excited(*excited)
-    m = Map(x, norm=(weight, bias, mean, var), eps=spec.eps)
+    linear = spec.before == "none"  # then the statistics are the squeeze
+    m = _map(x, (weight, start, mean, var), spec)
     config = m.config("channel")
     part = m.small(m.n, config.splits, 3, m.c)
     kernels().channel_moments_kernel[(m.n * -(-m.c // config.block_c) * config.splits,)](
@@ -42,29 +47,36 @@ def _launch(x, w1, b1, w2, b2, weight, bias, residual, spec: Spec) -> tuple[Tens
     )
     tiles, steps = _per_channel(m), -(-m.hw // config.block_p)
     kernels().norm_statistics_kernel[(-(-m.c // tiles["BLOCK_C"]),)](
-        part, weight, bias, mean, var, rest, apart, out.z, m.n, m.c, m.hw, -(-steps // config.splits) * config.block_p, float(spec.eps),
-        SPLITS=config.splits, **tiles,
+        part, matrix(weight), matrix(bias), mean, var, rest, start, apart if linear else None, out.z if linear else None, m.n, m.c, m.hw,
+        -(-steps // config.splits) * config.block_p, float(spec.eps), SPLITS=config.splits, **tiles,
     )  # fmt: skip
-    _excite.excite(m, out, [matrix(t) for t in (w1, b1, w2, b2)], spec)
-    return gate_forward(m, out.logits, None, residual, spec), mean, var, rest, apart, *out
+    params = [matrix(t) for t in (w1, b1, w2, b2)]
+    if linear:
+        _excite.excite(m, out, params, spec)
+        y = gate_forward(m, out.logits, None, residual, spec)
+    else:
+        y, out = _excite.gated(m, params, residual, spec)
+    return y, mean, var, rest, start, apart, *out
 
 
 def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequence[Tensor | None]:
     g, *dstatistics = grads
     dmean, dvar = (matrix(t) for t in dstatistics)
     x, *params, weight, bias, residual = inputs
-    mean, var, rest, apart, *excited = saved
-    m = Map(x, norm=(weight, bias, mean, var), eps=spec.eps)
+    mean, var, rest, start, apart, *excited = saved
+    m = _map(x, (weight, start, mean, var), spec)
     g = torch.zeros_like(x) if g is None else g
     cotangent = Cotangent(m, g, residual, spec)
     out = _excite.Excited(*excited)
-    norm = {name: pointer for name, pointer in m.prologue.items() if name != "BEFORE"}
-    config = m.config("channel", maps=2)
-    splits = config.splits
-    part = m.small(m.n, splits, 2, m.c)
+    norm = m.prologue
+    linear = spec.before == "none"
+    # with five sums of a tile, those of two maps are too many
+    config = m.config("channel", maps=2 if linear else 3)
+    splits, count = config.splits, 2 if linear else 5
+    part = m.small(m.n, splits, count, m.c)
     kernels().norm_gate_bwd_reduce_kernel[(m.n * -(-m.c // config.block_c) * splits,)](
-        x_ptr=m.x, logits_ptr=out.logits, part_ptr=part, da_ptr=cotangent.da, SPLITS=splits, GATE=spec.gate, STORE_DA=cotangent.da is not None,
-        **cotangent.args(), **norm, **m.args, **config.args,
+        x_ptr=m.x, logits_ptr=out.logits, part_ptr=part, da_ptr=cotangent.da, SPLITS=splits, SUMS=count, GATE=spec.gate,
+        STORE_DA=cotangent.da is not None, **cotangent.args(), **norm, **m.args, **config.args,
     )  # fmt: skip
     cotangent.stored()
     found: list[Tensor | None] = [None] * 8
@@ -72,28 +84,27 @@ def _backward(grads, inputs, saved, spec: Spec, needs: Sequence[bool]) -> Sequen
         found[7] = cotangent.residual_grad(m, g, residual)
     if not any(needs[:7]):
         return found
-    sums, dlogits = m.small(m.n, 2, m.c), m.small(m.n, m.c)
+    sums, dlogits = m.small(m.n, 4, m.c), m.small(m.n, m.c)
     eps, tiles = norm["eps"], _per_channel(m)
     block_n, block_c = min(tuning.power_of_two(m.n), 4), min(tuning.power_of_two(m.c), 128)
     kernels().norm_gate_bwd_logits_kernel[(-(-m.n // block_n) * -(-m.c // block_c),)](
-        part, out.logits, norm["bn_weight_ptr"], norm["bn_bias_ptr"], var, rest, sums, dlogits, m.n, m.c, eps, SPLITS=splits, GATE=spec.gate,
-        BLOCK_N=block_n, BLOCK_C=block_c, ACC=m.acc_tl, **tuning.options(4, 64),
+        part, out.logits, norm["bn_weight_ptr"], start, var, rest, apart if linear else None, sums, dlogits, m.n, m.c, m.hw, eps,
+        SPLITS=splits, SUMS=count, BEFORE=spec.before, GATE=spec.gate, BLOCK_N=block_n, BLOCK_C=block_c, ACC=m.acc_tl, **tuning.options(4, 64),
     )  # fmt: skip
     dz, found[1:5] = _excite.backward(m, dlogits, params, out, spec, needs[1:5], needs[0] or needs[5] or needs[6])
     if dz is None:
         return found
-    shift, slope = m.small(m.n, m.c), m.small(m.c)
+    shift, slope = m.small(m.c), m.small(m.c)
     dweight, dbias = (None if t is None else t.new_empty(t.shape) for t in (weight, bias))
     kernels().norm_gate_bwd_statistics_kernel[(-(-m.c // tiles["BLOCK_C"]),)](
-        sums, out.logits, dz, apart, norm["bn_weight_ptr"], var, dmean, dvar, dweight, dbias, shift, slope, m.n, m.c, m.hw, eps,
-        GATE=spec.gate, **tiles,
+        sums, out.logits, dz, norm["bn_weight_ptr"], var, dmean, dvar, dweight, dbias, shift, slope, m.n, m.c, m.hw, eps, GATE=spec.gate, **tiles,
     )  # fmt: skip
     found[5:7] = dweight, dbias
     if needs[0]:
         dx, config = m.empty(), m.config("tile")
         kernels().norm_gate_bwd_input_kernel[(m.n * -(-m.c // config.block_c) * -(-m.hw // config.block_p),)](
-            x_ptr=m.x, logits_ptr=out.logits, shift_ptr=shift, slope_ptr=slope, dx_ptr=dx, GATE=spec.gate, **cotangent.args(), **norm, **m.args,
-            **config.args,
+            x_ptr=m.x, logits_ptr=out.logits, dz_ptr=dz, shift_ptr=shift, slope_ptr=slope, dx_ptr=dx, GATE=spec.gate, **cotangent.args(), **norm,
+            **m.args, **config.args,
         )  # fmt: skip
         found[0] = m.output(dx)
     return found
@@ -109,6 +120,7 @@ def _reference(x, w1, b1, w2, b2, weight, bias, residual, spec: Spec) -> tuple[T
     u = apart * reference.broadcast_channels((slope if weight is None else slope * weight.to(wide.dtype))[None], x)
     if bias is not None:
         u = u + reference.broadcast_channels(bias.to(wide.dtype)[None], x)
+    u = reference.HIDDEN[spec.before](u)
     logits = reference.broadcast_channels(_excite.plain(u, w1, b1, w2, b2, spec), u)
     return reference.gate(u, logits, gate=spec.gate, residual=residual, activation=spec.activation).to(x.dtype), mean, var
 
@@ -128,7 +140,7 @@ norm_gate = Family(
 
 
 def trains(norm: Any, x: Tensor, spec: Spec) -> bool:
-    """Whether norm is a BatchNorm that takes its statistics from x and does nothing else when called, and the squeeze is known from them."""
+    """Whether norm is a BatchNorm that takes its statistics from x and does nothing else when called, and the squeeze is a mean."""
     return (
         isinstance(norm, _excite.Norm)
         and norm.num_features == x.shape[1]
@@ -137,7 +149,6 @@ def trains(norm: Any, x: Tensor, spec: Spec) -> bool:
         and not hooked(norm)
         and (norm.running_mean is None or norm.momentum is not None)
         and spec.pools == "avg"
-        and spec.before == "none"
         and x.numel() > x.shape[1]  # torch refuses one value per channel
         and norm_gate.reaches_kernels(x)
     )
@@ -145,6 +156,7 @@ def trains(norm: Any, x: Tensor, spec: Spec) -> bool:
 
 def gated(x: Tensor, params: Sequence[Tensor | None], norm: Any, residual: Tensor | None, spec: Spec) -> Tensor:
     """The gated map of a norm that `trains`, whose running statistics are updated as a call of it does."""
+    _checks.choice("before", spec.before, reference.HIDDEN)
     for t in (norm.weight, norm.bias):
         _checks.parameter("before_norm", t, x, (x.shape[1],))
     (eps,) = {norm.eps}  # through a set: dynamo writes no number into a string that it takes for dynamic

@@ -77,8 +77,8 @@ def se(
         max_grad: a maximum's gradient goes to its "first" index (torch's max pooling) or is shared "even" among ties (amax).
         before: b, one of those of `hidden`. before_norm: a module on x before it, which returns its shape. What stands between a convolution and the
             block: neither is stored, as b is part of the passes, and so is a BatchNorm(C) in eval whose parameters need no gradient, or one that
-            computes its statistics where b is none and the only pool the mean (3 U forward and 5 backward with the norm's own passes; momentum may
-            not be None); every other module is called.
+            computes its statistics where the only pool is the mean (forward it reads x once more where there is b, backward never; momentum may not
+            be None); every other module is called.
         residual: of x's shape and dtype, added after the gate. activation: a, one of none, relu, silu, hardswish, gelu (erf).
 
     Returns: y, x's dtype, with the strides of torch.empty_like(x).
