@@ -22,6 +22,7 @@ from .pointwise import (
     normalised,
     own_range,
     own_tile,
+    store_tile,
     tile_offsets,
 )
 from .ticket import draw_ticket
@@ -141,11 +142,7 @@ def select_tile(
     at = image_offset(n, C, HW) + tile_offsets(c[:, None], p[None, :], C, HW, CHANNELS_LAST, LARGE)
     if HAS_RESIDUAL:
         y += load_tile(residual_ptr, at, mask, ACC, LAST)
-    y = activation(y, ACTIVATION).to(y_ptr.dtype.element_ty)
-    if LAST:
-        tl.store(y_ptr + at, y, mask=mask, eviction_policy="evict_first")
-    else:
-        tl.store(y_ptr + at, y, mask=mask)
+    store_tile(y_ptr, activation(y, ACTIVATION), at, mask, LAST)
 
 
 @triton.jit
@@ -322,10 +319,7 @@ def input_tile(
             x, scale = normalised(x, norm, k * C + c, c < C, ACC)
             dx = chain(dx, activation_grad(x, BEFORE), BEFORE) * scale
             to = branch_image(gradients[0], gradients[1], gradients[2], gradients[3], n, C, HW, k, K, SLICED, CHANNELS_LAST)
-            if LAST:
-                tl.store(to + offsets, dx.to(to.dtype.element_ty), mask=mask, eviction_policy="evict_first")
-            else:
-                tl.store(to + offsets, dx.to(to.dtype.element_ty), mask=mask)
+            store_tile(to, dx, offsets, mask, LAST)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton.language as tl
 from .excite import arrive, excite_image_bwd, wait
 from .gate import combine_logits_grad, load_gates, output_cotangent, pools_cotangent
 from .pixel import gate_pixels
-from .pointwise import activation, activation_grad, chain, image_offset, load_tile, normalised, own_range, tile_offsets
+from .pointwise import activation, activation_grad, chain, image_offset, load_tile, normalised, own_range, store_tile, tile_offsets
 from .squeeze import squeeze_channels, squeeze_positions
 
 
@@ -69,8 +69,7 @@ def gate_range(
         y = activation(normalised(x, norm, c, c < C, ACC)[0], BEFORE) * s[:, None]
         if HAS_RESIDUAL:
             y += load_tile(residual_ptr + image, offsets, mask, ACC, True)
-        y = activation(y, ACTIVATION).to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + image + offsets, y, mask=mask, eviction_policy="evict_first")
+        store_tile(y_ptr + image, activation(y, ACTIVATION), offsets, mask, True)
 
 
 @triton.jit
@@ -133,7 +132,7 @@ def input_grad_range(
         dx = da * s[:, None]
         dx += pools_cotangent(z_ptr, dz_ptr, aux_ptr, n, c, p, u, C, HW, K, ROWS, AVG_AT, MAX_AT, MIX_AT, LP_AT, LSE_AT, EVEN, ACC)
         dx = chain(dx, activation_grad(x, BEFORE), BEFORE) * scale
-        tl.store(dx_ptr + image + offsets, dx.to(dx_ptr.dtype.element_ty), mask=mask, eviction_policy="evict_first")
+        store_tile(dx_ptr + image, dx, offsets, mask, True)
 
 
 @triton.jit
