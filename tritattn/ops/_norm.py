@@ -32,7 +32,8 @@ def _map(x, norm: Norm, spec: Spec) -> Map:
 
 def _per_channel(m: Map) -> dict[str, Any]:
     """Tiles of the kernels that take the statistics of all images: programs enough, and few rows of them that follow each other."""
-    return dict(BLOCK_N=min(tuning.power_of_two(m.n), 128), BLOCK_C=min(tuning.power_of_two(m.c), 16), ACC=m.acc_tl, num_warps=8)
+    # fewer programs than multiprocessors: no spills for the sake of a second on one
+    return dict(BLOCK_N=min(tuning.power_of_two(m.n), 128), BLOCK_C=min(tuning.power_of_two(m.c), 16), ACC=m.acc_tl, **tuning.options(8, 248))
 
 
 def _launch(x, w1, b1, w2, b2, weight, bias, residual, spec: Spec) -> tuple[Tensor, ...]:
