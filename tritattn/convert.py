@@ -71,7 +71,8 @@ def convert(model: nn.Module) -> Report:
 
     So does a block that has a channel gate (SE, ECA) in its middle, after a BatchNorm and an activation: timm's
     InvertedResidual and its relatives, RegNet, ReXNet, ByobNet and MaxxViT, and any Sequential of convolutions, norms and activations,
-    such as torchvision's blocks. The activation is part of the gate's passes always, the BatchNorm in evaluation.
+    such as torchvision's blocks. The activation is part of the gate's passes always, the BatchNorm in training, and in
+    evaluation where its parameters need no gradient.
 
     Every block is first run beside its fused form on copies, in fp64, in training and evaluation mode, with and
     without ties, and compared in outputs, gradients and buffers. A block that differs, has no data (meta), is sharded,
