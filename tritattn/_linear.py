@@ -9,7 +9,7 @@ sum. Its constants are an H100's, in microseconds; between devices the order of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -109,8 +109,11 @@ def likely(m: int, j: int, k: int, itemsize: int, processors: int, role: str, ri
         if itemsize == 4 and min(m, j, k) >= 16:
             # what two fp32 operands are split into takes registers; of the longest steps of two products some spill whatever the limit of them
             most = {32: 4096, 64: 3072 if role == "both_weights" else 4096}
-            tiles += [Tile(block_m, block_j, block_k, units=True) for block_k in most if (block_m + block_j) * block_k <= most[block_k]]
-    cut = {Tile(t.block_m, t.block_j, t.block_k, 1 << s, t.units): None for t in tiles for s in range(6) if t.block_k << s < t.block_k + k}
+            # and of the largest tile a step spills in 4 warps
+            warps = 8 if block_m * block_j == 4096 and right == torch.float32 else 4
+            fitting = [block_k for block_k in most if (block_m + block_j) * block_k <= most[block_k]]
+            tiles += [Tile(block_m, block_j, block_k, units=True, num_warps=warps) for block_k in fitting]
+    cut = {replace(t, splits=1 << s): None for t in tiles for s in range(6) if t.block_k << s < t.block_k + k}
     share = processors // 2 if role == "both_weights" else processors
     return sorted(cut, key=lambda tile: tile.time(m, j, k, itemsize, share, right))
 
