@@ -105,7 +105,7 @@ def test_empty_batch(op, launches):
     assert got["y"].shape[0] == 0 and not launches
 
 
-WIDE = ["se", "ese", "channel_attention-pools", "channel_attention-fc", "scse", "cbam"]
+WIDE = ["se", "ese", "channel_attention-pools", "channel_attention-fc", "scse", "cbam", "sk"]
 
 
 @pytest.mark.parametrize("name", WIDE)
@@ -128,8 +128,8 @@ def test_excite_in_blocks_batched(name, strategy, launches):
     with tuning.forced(**STRATEGIES[strategy]):
         check(op, make(op, (18, 40, 2, 1), seed=8))
     staged = {kernel for kernel in launches if "stages" in kernel}
-    if name in ("cbam", "scse"):  # which have a pass of their own between
-        assert not staged and (launches[1] == "linear_kernel") == (name == "scse")  # cbam saves that launch
+    if name in ("cbam", "scse", "sk"):  # which have passes of their own
+        assert not staged and (launches[1] == "linear_kernel") == (name != "cbam")  # which saves that launch
     elif strategy == "launches":
         assert not staged and launches[1] == "linear_kernel"
     else:
