@@ -15,17 +15,27 @@ from .ticket import gate_range, input_grad_range, logits_grad_range
 
 
 @triton.jit
-def draw_stage(counter_ptr, lag, passes, first, second, MLP: tl.constexpr):
-    """(stage, block of images, number among the programs of both). Stages 0 and 3 are the passes over the map, 1 and 2 the layers, of so many
-    programs; without MLP there is no stage 1."""
-    ticket = tl.atomic_add(counter_ptr, 1, sem="relaxed", scope="gpu")
+def own_stage(counter_ptr, N, images, lag, blocks, first, second, MLP: tl.constexpr):
+    """(stage, block of images, number among the programs of both, whether there is such a block, its counters, its first image in int64, how many
+    images it has, the program's own image in a pass). Stages 0 and 3 are the passes over the map, of `blocks` programs for each image, 1 and 2 the
+    layers, of so many programs; without MLP there is no stage 1."""
+    count = tl.cdiv(N, images)
+    counters = counter_ptr + N
+    passes = images * blocks
+    ticket_ptr = counters + count * (6 + first + second)
+    ticket = tl.atomic_add(ticket_ptr, 1, sem="relaxed", scope="gpu")
     if ticket == tl.num_programs(0) - 1:  # the last to be drawn
-        tl.store(counter_ptr, 0)
+        tl.store(ticket_ptr, 0)
     turn = ticket % (2 * passes + first + second)
     stage = (turn >= passes).to(tl.int32) + (turn >= passes + first).to(tl.int32) + (turn >= passes + first + second).to(tl.int32)
     begin = tl.where(stage > 0, passes, 0) + tl.where(stage > 1, first, 0) + tl.where(stage > 2, second, 0)
     steps = stage if MLP else tl.maximum(stage - 1, 0)
-    return stage, ticket // (2 * passes + first + second) - steps * lag, turn - begin
+    block = ticket // (2 * passes + first + second) - steps * lag
+    start = block * images
+    program = turn - begin
+    state = counters + block * (6 + first + second)
+    present = tl.minimum(images, N - start)
+    return stage, block, program, (block >= 0) & (block < count), state, start.to(tl.int64), present, start + program // blocks
 
 
 @triton.jit
@@ -57,7 +67,7 @@ def layer(
 @triton.jit
 def channel_gate_stages_fwd_kernel(
     x_ptr, z_ptr, aux_ptr, part_ptr, part_aux_ptr, product_ptr, counter_ptr, hidden_ptr, logits_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, bn_weight_ptr,
-    bn_bias_ptr, bn_mean_ptr, bn_var_ptr, residual_ptr, y_ptr, N, images, lag, first, second, C_V, HW_V, R, eps, K: tl.constexpr,
+    bn_bias_ptr, bn_mean_ptr, bn_var_ptr, residual_ptr, y_ptr, N, images, lag, first, second, slots, C_V, HW_V, R, eps, K: tl.constexpr,
     ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, BEFORE: tl.constexpr,
     AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
     MLP: tl.constexpr, HIDDEN: tl.constexpr, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr,
@@ -67,24 +77,17 @@ def channel_gate_stages_fwd_kernel(
     """As channel_gate_ticket_fwd_kernel; hidden_nk = w1 z_nk + b1 and logits_nc = sum over k of (w2 a(hidden_nk) + b2)_c, or without MLP of
     (w2 z_nk + b2)_c.
 
-    images: in a block. first, second: programs of a block's layers, of tiles FIRST and SECOND as in `layer`; product: their ranges of sums, of each
-    block what the larger takes. counter: N of the squeeze, 6 + first + second of each block, and the tickets'.
+    images: in a block. first, second: programs of a block's layers, of tiles FIRST and SECOND as in `layer`; product: their ranges of sums, `slots`
+    of each block. counter: N of the squeeze, 6 + first + second of each block, and the tickets'.
     """
     C = C_V * VEC_C
     HW = HW_V * VEC_P
     norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
-    count = tl.cdiv(N, images)
-    states = counter_ptr + N
-    stage, block, program = draw_stage(states + count * (6 + first + second), lag, images * blocks, first, second, MLP)
-    if (block >= 0) & (block < count):
-        start = (block * images).to(tl.int64)
-        present = tl.minimum(images, N - block * images)
-        state = states + block * (6 + first + second)
-        if FIRST[3] > 1 or SECOND[3] > 1:
-            slots = tl.maximum(first * ((FIRST[0] + 1) * FIRST[1]), second * ((SECOND[0] + 1) * SECOND[1]))
+    stage, block, program, exists, state, start, present, n = own_stage(counter_ptr, N, images, lag, blocks, first, second, MLP)
+    if exists:
+        if product_ptr is not None:
             product_ptr += block.to(tl.int64) * slots
-        n = block * images + program // blocks
         if stage == 0:
             if n < N:
                 squeeze_channels(
@@ -125,7 +128,7 @@ def channel_gate_stages_fwd_kernel(
 @triton.jit
 def channel_gate_stages_bwd_kernel(
     g_ptr, x_ptr, residual_ptr, da_ptr, dx_ptr, logits_ptr, z_ptr, aux_ptr, hidden_ptr, w1_ptr, w2_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
-    bn_var_ptr, part_ptr, product_ptr, counter_ptr, dlogits_ptr, dhidden_ptr, dz_ptr, N, images, lag, first, second, C_V, HW_V, R, eps,
+    bn_var_ptr, part_ptr, product_ptr, counter_ptr, dlogits_ptr, dhidden_ptr, dz_ptr, N, images, lag, first, second, slots, C_V, HW_V, R, eps,
     K: tl.constexpr, ROWS: tl.constexpr, VEC_C: tl.constexpr, VEC_P: tl.constexpr, SPLITS: tl.constexpr, BEFORE: tl.constexpr,
     AVG_AT: tl.constexpr, MAX_AT: tl.constexpr, MIX_AT: tl.constexpr, LP_AT: tl.constexpr, LSE_AT: tl.constexpr, EVEN: tl.constexpr,
     MLP: tl.constexpr, HIDDEN: tl.constexpr, GATE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, STORE_DA: tl.constexpr,
@@ -138,17 +141,10 @@ def channel_gate_stages_bwd_kernel(
     HW = HW_V * VEC_P
     norm = (bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_var_ptr, eps)
     blocks = tl.cdiv(C, BLOCK_C) * SPLITS
-    count = tl.cdiv(N, images)
-    states = counter_ptr + N
-    stage, block, program = draw_stage(states + count * (6 + first + second), lag, images * blocks, first, second, MLP)
-    if (block >= 0) & (block < count):
-        start = (block * images).to(tl.int64)
-        present = tl.minimum(images, N - block * images)
-        state = states + block * (6 + first + second)
-        if FIRST[3] > 1 or SECOND[3] > 1:
-            slots = tl.maximum(first * ((FIRST[0] + 1) * FIRST[1]), second * ((SECOND[0] + 1) * SECOND[1]))
+    stage, block, program, exists, state, start, present, n = own_stage(counter_ptr, N, images, lag, blocks, first, second, MLP)
+    if exists:
+        if product_ptr is not None:
             product_ptr += block.to(tl.int64) * slots
-        n = block * images + program // blocks
         if stage == 0:
             if n < N:
                 last = logits_grad_range(

@@ -130,7 +130,7 @@ def staged(m: Map, w1: Tensor | None, w2: Tensor | None, spec: Spec, backward: b
     count, passes = -(-m.n // images), images * -(-m.c // config.block_c) * config.splits
     slots = max(number * tile.slot for number, tile in zip(programs, tiles, strict=True))
     return ((count + steps * lag) * (2 * passes + first + second),), dict(
-        counter_ptr=counters(m.x, m.n + count * (6 + first + second) + 1), N=m.n, images=images, lag=lag, first=first, second=second,
+        counter_ptr=counters(m.x, m.n + count * (6 + first + second) + 1), N=m.n, images=images, lag=lag, first=first, second=second, slots=slots,
         product_ptr=m.small(count, slots) if any(tile.splits > 1 for tile in tiles) else None, MLP=w1 is not None, FIRST=tiles[0].cut,
         SECOND=tiles[-1].cut, INTERPRETED=INTERPRET, num_warps=max(4, config.num_warps),
         **({"COMBINE_C": min(tuning.power_of_two(m.c), 1024)} if backward else {}),
