@@ -206,20 +206,24 @@ def test_transforms_see_torchs_own_norm():
     torch.testing.assert_close(found, expected)
 
 
+def two_steps(original, block, x, launches):
+    """Of training: the converted block as the one without conversion, the normalised map never stored."""
+    for _ in range(2):
+        launches.clear()
+        found = step(block, x)
+        assert launches.count("norm_statistics_kernel") == launches.count("norm_gate_bwd_input_kernel") == 1
+        with tritattn.backend("reference"):
+            assert_same(found, step(original, x))
+
+
 def test_a_converted_residual_block(launches):
-    """Two steps of training: as the block without conversion, the normalised map never stored."""
     torch.manual_seed(0)
     kind = residual.named(residual.Bottleneck, "SEBottleneck", "se")
     original = kind(8, 8, peer_blocks.external.SEAttention(8, 4), 1, None).double()
     block = copy.deepcopy(original)
     tritattn.convert(block)
     x = sample(2, 8, 4, 3).double()
-    for _ in range(2):
-        launches.clear()
-        found = step(block, x)
-        assert "norm_statistics_kernel" in launches and launches.count("norm_gate_bwd_input_kernel") == 1
-        with tritattn.backend("reference"):
-            assert_same(found, step(original, x))
+    two_steps(original, block, x, launches)
     assert block.bn3.num_batches_tracked == 2 and not torch.equal(block.bn3.running_var, torch.ones(8).double())
 
 
@@ -236,10 +240,5 @@ def test_a_converted_inverted_residual(kind, launches):
     block = copy.deepcopy(original)
     tritattn.convert(block)
     x = sample(2, 8, 4, 3).double()
-    for _ in range(2):
-        launches.clear()
-        found = step(block, x)
-        assert launches.count("norm_statistics_kernel") == launches.count("norm_gate_bwd_input_kernel") == 1
-        with tritattn.backend("reference"):
-            assert_same(found, step(original, x))
+    two_steps(original, block, x, launches)
     torch.testing.assert_close(dict(block.named_buffers()), dict(original.named_buffers()))
